@@ -1,0 +1,2 @@
+//! See Cargo.toml description.
+fn main() {}
