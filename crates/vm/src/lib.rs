@@ -1,1 +1,17 @@
-//! See Cargo.toml's description.
+//! One microVM's life on the host: its names, its lock, its shim's start, its
+//! boot and its end. It knows nothing of bundles, tasks or containerd.
+//!
+//! - [`ident`], [`address`], [`dir`]: how a VM is named, reached and laid out.
+//! - [`lock`], [`launch`]: what makes a VM unique, and how its shim is started.
+//! - [`state`]: what must be undone after a shim was killed.
+//! - [`machine`]: from a request to a running VM whose agent answers, and its stop.
+//! - [`timeline`]: the phase table's events.
+
+pub mod address;
+pub mod dir;
+pub mod ident;
+pub mod launch;
+pub mod lock;
+pub mod process;
+pub mod state;
+pub mod timeline;

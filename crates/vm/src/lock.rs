@@ -1,0 +1,214 @@
+//! The lock that makes a VM unique.
+//!
+//! Two flocks with different lives. The *shim lock*, on the file `lock` in the
+//! VM's directory, is held from the moment somebody starts the VM's shim until
+//! that shim's process ends: the starter takes it and the shim inherits the
+//! file. The *start lock*, on the directory itself, is held only by a starter
+//! while it decides and spawns, so that a second one never sees a half-started
+//! shim: once it has the start lock, a held shim lock means bound sockets.
+
+use std::fs::{File, OpenOptions, create_dir_all};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::dir::{LOCK, VmDir};
+
+/// Why a VM's lock could not be taken.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot lock the VM's directory {}", path.display())]
+pub struct LockError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The start lock; released on drop.
+#[derive(Debug)]
+pub struct StartLock {
+    dir: VmDir,
+    _dir_fd: File,
+}
+
+/// The shim lock; released when every process that has the file closed it.
+#[derive(Debug)]
+pub struct ShimLock {
+    file: File,
+}
+
+impl StartLock {
+    /// Creates the VM's directory (mode 0700, parents too) if needed and takes its start
+    /// lock, waiting for another starter to finish.
+    ///
+    /// # Errors
+    /// When the directory cannot be created or locked.
+    pub fn take(dir: &VmDir) -> Result<Self, LockError> {
+        let error = |source| LockError {
+            path: dir.path().to_owned(),
+            source,
+        };
+        if let Some(base) = dir.path().parent() {
+            create_dir_all(base).map_err(error)?;
+        }
+        loop {
+            match std::fs::DirBuilder::new().mode(0o700).create(dir.path()) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(error(e)),
+                _ => {}
+            }
+            let fd = match File::open(dir.path()) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(error)?,
+            };
+            flock(&fd, FlockOperation::LockExclusive).map_err(|e| error(e.into()))?;
+            // A shim that ended meanwhile may have removed the directory we waited for.
+            if same_file(&fd, dir.path()).map_err(error)? {
+                return Ok(Self {
+                    dir: dir.clone(),
+                    _dir_fd: fd,
+                });
+            }
+        }
+    }
+
+    /// Like [`StartLock::take`], but `None` when the VM has no directory; creates nothing.
+    ///
+    /// # Errors
+    /// When the directory cannot be locked.
+    pub fn take_existing(dir: &VmDir) -> Result<Option<Self>, LockError> {
+        if dir.path().exists() {
+            // Creates the directory again if it went away just now; the caller then finds it
+            // without a shim and removes it.
+            Self::take(dir).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Takes the shim lock, or answers `None` at once when a shim holds it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made or locked.
+    pub fn try_shim_lock(&self) -> Result<Option<ShimLock>, LockError> {
+        let path = self.dir.join(LOCK);
+        let error = |source| LockError {
+            path: path.clone(),
+            source,
+        };
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(error)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(e) => return Err(error(e.into())),
+            }
+            if same_file(&file, &path).map_err(error)? {
+                return Ok(Some(ShimLock { file }));
+            }
+        }
+    }
+
+    /// Process id that the holder of the shim lock wrote into the file, if it did.
+    #[must_use]
+    pub fn holder(&self) -> Option<u32> {
+        std::fs::read_to_string(self.dir.join(LOCK))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+}
+
+impl ShimLock {
+    /// Takes over a lock file that was inherited; it stays locked as long as `file` is open.
+    #[must_use]
+    pub fn inherited(file: File) -> Self {
+        Self { file }
+    }
+
+    /// Writes the shim's process id into the file, for whoever finds it locked.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_holder(&mut self, pid: u32) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        writeln!(self.file, "{pid}")
+    }
+
+    /// The locked file, to pass it on to a child.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Content of the lock file: the process id written by [`ShimLock::write_holder`].
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read_holder(&mut self) -> io::Result<Option<u32>> {
+        let mut text = String::new();
+        self.file.rewind()?;
+        (&self.file).take(32).read_to_string(&mut text)?;
+        Ok(text.trim().parse().ok())
+    }
+}
+
+/// Whether `path` still names the open file.
+fn same_file(file: &File, path: &std::path::Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match std::fs::symlink_metadata(path) {
+        Ok(theirs) => Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir() -> (tempfile::TempDir, VmDir) {
+        let base = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(&base.path().join("a/b"), "ns", "vm").unwrap();
+        (base, dir)
+    }
+
+    #[test]
+    fn one_shim_at_a_time() {
+        let (_base, dir) = dir();
+        assert!(StartLock::take_existing(&dir).unwrap().is_none());
+        let start = StartLock::take(&dir).unwrap();
+        let mut shim = start.try_shim_lock().unwrap().expect("free");
+        shim.write_holder(4711).unwrap();
+        assert_eq!(shim.read_holder().unwrap(), Some(4711));
+        assert!(start.try_shim_lock().unwrap().is_none());
+        assert_eq!(start.holder(), Some(4711));
+        drop(shim);
+        assert!(start.try_shim_lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_of_a_removed_directory_is_worth_nothing() {
+        let (_base, dir) = dir();
+        let first = StartLock::take(&dir).unwrap();
+        let waiter = std::thread::spawn({
+            let dir = dir.clone();
+            move || {
+                let lock = StartLock::take(&dir).unwrap();
+                lock.try_shim_lock().unwrap().is_some()
+            }
+        });
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        drop(first);
+        assert!(waiter.join().unwrap());
+        assert!(dir.path().is_dir());
+    }
+}

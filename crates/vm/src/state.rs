@@ -1,0 +1,183 @@
+//! What a VM uses on the host outside its directory, on disk, so that anybody
+//! can undo it after the shim was killed.
+//!
+//! Everything else of a VM lies in its directory (sockets, FIFOs, stub drives,
+//! containers' disks) and goes away with it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::dir::{STATE, VmDir};
+use crate::process::ProcessId;
+
+/// How long a killed VMM may take to vanish.
+const KILL_BOUND: Duration = Duration::from_secs(5);
+
+/// The record, `state.json` in the VM's directory. A resource is written here before it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// containerd namespace.
+    pub namespace: String,
+    /// Id of the VM.
+    pub vm_id: String,
+    /// The task and control sockets.
+    pub sockets: Vec<PathBuf>,
+    /// The VMM, once it runs. (Before that is written the VMM cannot outlive the shim: it
+    /// gets a signal when its parent dies.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<ProcessId>,
+}
+
+/// Why the record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot {action} the VM's state file {}", path.display())]
+pub struct StateError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// One step of an undo that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum UndoError {
+    /// The VM's leftover VMM could not be ended.
+    #[error("Cannot end the leftover VMM, process {pid}")]
+    Vmm {
+        /// Its process id.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file or directory could not be removed.
+    #[error("Cannot remove {}", path.display())]
+    Remove {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The record of what to undo is unreadable; the directory was removed all the same.
+    #[error("Some of the VM's resources are unknown")]
+    State(#[from] StateError),
+}
+
+impl State {
+    /// Reads the record of `dir`; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it is there but unreadable.
+    pub fn load(dir: &VmDir) -> Result<Option<Self>, StateError> {
+        let path = dir.join(STATE);
+        let error = |source| StateError {
+            action: "read",
+            path: path.clone(),
+            source,
+        };
+        let text = match std::fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(error)?,
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| error(e.into()))
+    }
+
+    /// Replaces the record of `dir` atomically.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn store(&self, dir: &VmDir) -> Result<(), StateError> {
+        let path = dir.join(STATE);
+        let new = dir.join("state.json.new");
+        let write = || {
+            std::fs::write(&new, serde_json::to_vec(self)?)?;
+            std::fs::rename(&new, &path)
+        };
+        write().map_err(|source| StateError {
+            action: "write",
+            path: path.clone(),
+            source,
+        })
+    }
+}
+
+/// Undoes whatever a VM left: its VMM, its sockets, its directory. Goes on after
+/// errors and returns them all. Only for the holder of the VM's shim lock.
+#[must_use]
+pub fn undo(dir: &VmDir) -> Vec<UndoError> {
+    let mut errors = Vec::new();
+    match State::load(dir) {
+        Err(e) => errors.push(e.into()),
+        Ok(None) => {}
+        Ok(Some(state)) => {
+            if let Some(vmm) = state.vmm
+                && let Err(source) = vmm.kill(KILL_BOUND)
+            {
+                errors.push(UndoError::Vmm {
+                    pid: vmm.pid,
+                    source,
+                });
+            }
+            for socket in &state.sockets {
+                errors.extend(remove(socket, std::fs::remove_file(socket)));
+            }
+        }
+    }
+    errors.extend(remove(dir.path(), std::fs::remove_dir_all(dir.path())));
+    errors
+}
+
+fn remove(path: &Path, result: io::Result<()>) -> Option<UndoError> {
+    match result {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Some(UndoError::Remove {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn undo_removes_everything() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(base.path(), "ns", "vm").unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        assert_eq!(State::load(&dir).unwrap(), None);
+        let socket = base.path().join("socket");
+        std::fs::write(&socket, "").unwrap();
+        let mut vmm = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let state = State {
+            namespace: "ns".into(),
+            vm_id: "vm".into(),
+            sockets: vec![socket.clone(), base.path().join("never-made")],
+            vmm: ProcessId::of(vmm.id()),
+        };
+        state.store(&dir).unwrap();
+        assert_eq!(State::load(&dir).unwrap(), Some(state));
+        let reaper = std::thread::spawn(move || vmm.wait().unwrap());
+        assert!(undo(&dir).is_empty());
+        assert!(!reaper.join().unwrap().success());
+        assert!(!socket.exists() && !dir.path().exists());
+    }
+
+    #[test]
+    fn undo_of_an_unreadable_record_says_so_and_goes_on() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(base.path(), "ns", "vm").unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        std::fs::write(dir.join(STATE), "{").unwrap();
+        let errors = undo(&dir);
+        assert!(matches!(errors[..], [UndoError::State(_)]));
+        assert!(!dir.path().exists());
+    }
+}
