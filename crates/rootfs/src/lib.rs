@@ -1,1 +1,190 @@
-//! See Cargo.toml's description.
+//! From the mounts a snapshotter hands out to block images a VM can attach.
+//!
+//! - [`Mount`]: what containerd says; `mounts` decides what it means.
+//! - `layers`: which directories or images make up a rootfs, and their identity.
+//! - `cache`: files made once and shared by all VMs of the host.
+//! - `merge`: many layers become one read-only EROFS image.
+//! - `disk`: a container's own writable ext4 disk.
+//!
+//! Nothing here knows of VMs, drives or guests. Everything a caller gets
+//! ([`Image`], [`Disk`]) owns its file: dropping it gives the file up.
+
+mod cache;
+mod disk;
+mod erofs;
+mod layers;
+mod loop_mount;
+mod merge;
+mod mounts;
+mod sparse;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::cache::Cache;
+pub use crate::cache::{CacheError, Image};
+pub use crate::disk::{Disk, DiskError};
+pub use crate::layers::LayerError;
+use crate::layers::Layers;
+pub use crate::merge::MergeError;
+use crate::merge::Merger;
+use crate::mounts::Plan;
+pub use crate::mounts::{Device, Mount, MountError};
+
+/// Filesystem type of an [`Image`].
+pub const IMAGE_FSTYPE: &str = "erofs";
+/// Filesystem type of a [`Disk`].
+pub const DISK_FSTYPE: &str = "ext4";
+/// Directory on a [`Disk`] for an overlay's `upperdir`; has the mode and owner of the image's root.
+pub const DISK_UPPER: &str = "upper";
+/// Directory on a [`Disk`] for an overlay's `workdir`.
+pub const DISK_WORK: &str = "work";
+
+/// The host's part of the settings, the same for every container.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Directory of the shared images; made when missing, mode 0711.
+    pub cache_dir: PathBuf,
+    /// The program `mkfs.erofs` (erofs-utils 1.5 or newer): a path, or a name to look up in PATH.
+    pub mkfs_erofs: PathBuf,
+    /// The program `mkfs.ext4` (e2fsprogs 1.47 or newer): a path, or a name to look up in PATH.
+    pub mkfs_ext4: PathBuf,
+}
+
+impl Settings {
+    /// Settings for a cache in `cache_dir`, with the programs found in PATH.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Settings {
+        Settings {
+            cache_dir: cache_dir.into(),
+            mkfs_erofs: PathBuf::from("mkfs.erofs"),
+            mkfs_ext4: PathBuf::from("mkfs.ext4"),
+        }
+    }
+}
+
+/// Where the files of one container go. Neither may exist yet.
+#[derive(Debug, Clone)]
+pub struct ContainerFiles {
+    /// The writable disk.
+    pub disk: PathBuf,
+    /// Size of the writable disk in bytes, rounded up to whole MiB. It takes up space only where something is written.
+    pub disk_size: u64,
+    /// The container's own image, made only when its layers cannot be shared:
+    /// the snapshot already has content of its own, or is a plain directory.
+    pub image: PathBuf,
+}
+
+/// A rootfs, ready to be attached to a VM.
+#[derive(Debug)]
+pub enum Prepared {
+    /// One block device or image file, to be attached as it is.
+    Device(Device),
+    /// A read-only image of all layers, and what the container writes.
+    Layers {
+        /// Every layer, merged. Attach it read-only.
+        image: Image,
+        /// The container's own disk; `None` when the rootfs is read-only.
+        disk: Option<Disk>,
+    },
+}
+
+/// Turns mounts into block images; see the crate's description.
+#[derive(Debug, Clone)]
+pub struct Rootfs {
+    settings: Arc<Settings>,
+}
+
+impl Rootfs {
+    /// Makes a builder. Touches nothing until [`Rootfs::prepare`].
+    pub fn new(settings: Settings) -> Rootfs {
+        Rootfs {
+            settings: Arc::new(settings),
+        }
+    }
+
+    /// Prepares the rootfs that `mounts` describe.
+    ///
+    /// The work is done on a thread that may block, and goes on if the returned
+    /// future is dropped; its result is then dropped too, which removes the container's files.
+    ///
+    /// # Errors
+    /// When a mount or one of its options cannot be handled, or building fails; nothing is left behind.
+    pub async fn prepare(
+        &self,
+        mounts: &[Mount],
+        files: &ContainerFiles,
+    ) -> Result<Prepared, RootfsError> {
+        let settings = Arc::clone(&self.settings);
+        let mounts = mounts.to_vec();
+        let files = files.clone();
+        match tokio::task::spawn_blocking(move || prepare(&settings, &mounts, &files)).await {
+            Ok(result) => result,
+            Err(stopped) => Err(RootfsError::Stopped(stopped)),
+        }
+    }
+}
+
+fn prepare(
+    settings: &Settings,
+    mounts: &[Mount],
+    files: &ContainerFiles,
+) -> Result<Prepared, RootfsError> {
+    let (layers, read_only) = match mounts::plan(mounts)? {
+        Plan::Device(device) => return Ok(Prepared::Device(device)),
+        Plan::Layers { layers, read_only } => (layers, read_only),
+    };
+    let cache = Cache::open(&settings.cache_dir)?;
+    let image = image_of(settings, &cache, &layers, &files.image)?;
+    let disk = if read_only {
+        None
+    } else {
+        let root = image.root_attributes()?;
+        Some(Disk::create(
+            &cache,
+            &settings.mkfs_ext4,
+            &files.disk,
+            files.disk_size,
+            root,
+        )?)
+    };
+    Ok(Prepared::Layers { image, disk })
+}
+
+fn image_of(
+    settings: &Settings,
+    cache: &Cache,
+    layers: &Layers,
+    private: &Path,
+) -> Result<Image, RootfsError> {
+    let merger = Merger::new(&settings.mkfs_erofs, cache.mount_point())?;
+    let build = |path: &Path| Ok(merger.merge(layers, path)?);
+    if layers.immutable {
+        cache.image(&layers.key(merger.identity())?, build)
+    } else {
+        Image::private(private, build)
+    }
+}
+
+/// Why a rootfs could not be prepared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RootfsError {
+    /// The mounts are none that a VM can use.
+    #[error("The container's rootfs cannot be given to a VM")]
+    Mount(#[from] MountError),
+    /// A layer cannot be looked at.
+    #[error("A layer of the container's rootfs cannot be used")]
+    Layer(#[from] LayerError),
+    /// The tools cannot be used.
+    #[error("No image can be made of the container's rootfs")]
+    Merge(#[from] MergeError),
+    /// An image could not be made or opened.
+    #[error("The image of the container's rootfs cannot be made or opened")]
+    Cache(#[from] CacheError),
+    /// The writable disk could not be made.
+    #[error("The container's writable disk cannot be made")]
+    Disk(#[from] DiskError),
+    /// The thread that did the work ended early: it panicked, or the runtime is shutting down.
+    #[error("Preparing the container's rootfs was stopped")]
+    Stopped(#[source] tokio::task::JoinError),
+}

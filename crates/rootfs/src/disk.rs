@@ -1,0 +1,262 @@
+//! A container's own writable disk.
+//!
+//! It is formatted once per size, as a template in the cache; each container
+//! gets a copy that shares its blocks with the template where the filesystem can
+//! (reflink), and else a sparse copy of the few blocks that are in use.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+use rustix::io::Errno;
+
+use crate::cache::{Cache, CacheError, TEMPORARY};
+use crate::erofs::RootAttributes;
+use crate::{DISK_UPPER, DISK_WORK};
+
+const MIB: u64 = 1 << 20;
+/// Smallest disk: room for the filesystem's own tables and something to write.
+const MIN_SIZE: u64 = 8 * MIB;
+/// Changes with the way templates are made.
+const FORMAT: u32 = 1;
+
+/// An ext4 filesystem with the directories [`DISK_UPPER`] and [`DISK_WORK`]
+/// in a file of the container's own, which is removed with this value.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    /// The file on the host, mode 0600.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a disk of `size` bytes at `path`, whose upper directory looks like `root`.
+    pub(crate) fn create(
+        cache: &Cache,
+        mkfs: &Path,
+        path: &Path,
+        size: u64,
+        root: RootAttributes,
+    ) -> Result<Disk, DiskError> {
+        let size = size
+            .max(MIN_SIZE)
+            .checked_next_multiple_of(MIB)
+            .ok_or(DiskError::TooLarge(size))?;
+        // An overlay's root directory has the attributes of its upper directory.
+        let name = format!(
+            "disk-v{FORMAT}-{}m-{:o}-{}-{}.ext4",
+            size / MIB,
+            root.mode,
+            root.uid,
+            root.gid
+        );
+        let template = cache.entry(
+            &name,
+            |file| Ok(file.metadata()?.len() == size),
+            |file| format(mkfs, file, &name, size, root),
+        )?;
+        let copied = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| DiskError::Copy(path.into(), error))?;
+        let disk = Disk { path: path.into() };
+        clone(&template, &copied, size).map_err(|error| DiskError::Copy(path.into(), error))?;
+        Ok(disk)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(disk = %self.path.display(), %error, "a container's disk stays");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn format(
+    mkfs: &Path,
+    file: &Path,
+    name: &str,
+    size: u64,
+    root: RootAttributes,
+) -> Result<(), DiskError> {
+    let content = content(file, name, root).map_err(|error| DiskError::Copy(file.into(), error))?;
+    File::options()
+        .write(true)
+        .open(file)
+        .and_then(|file| file.set_len(size))
+        .map_err(|error| DiskError::Copy(file.into(), error))?;
+    let end = Command::new(mkfs)
+        .args(["-q", "-F", "-m", "0", "-b", "4096"])
+        // The disk does not outlive its container, and a guest that crashes takes the container with it.
+        .args(["-O", "^has_journal,^resize_inode"])
+        // A new file reads as zeros: neither mkfs nor, later, the guest's kernel needs to clear the inode tables.
+        .args([
+            "-E",
+            "lazy_itable_init=1,assume_storage_prezeroed=1,nodiscard",
+        ])
+        .arg("-d")
+        .arg(content.path())
+        .arg(file)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| DiskError::Program(mkfs.into(), error))?;
+    if end.status.success() {
+        return Ok(());
+    }
+    Err(DiskError::Failed {
+        program: mkfs.into(),
+        status: end.status,
+        output: String::from_utf8_lossy(&end.stderr)
+            .trim()
+            .replace('\n', "; "),
+    })
+}
+
+/// A directory that looks as the disk shall, next to `file`.
+fn content(file: &Path, name: &str, root: RootAttributes) -> io::Result<tempfile::TempDir> {
+    let dir = tempfile::Builder::new()
+        .prefix(&format!("{name}."))
+        .suffix(TEMPORARY)
+        .tempdir_in(file.parent().unwrap_or(Path::new(".")))?;
+    fs::create_dir(dir.path().join(DISK_WORK))?;
+    let upper = dir.path().join(DISK_UPPER);
+    fs::create_dir(&upper)?;
+    chown(&upper, Some(root.uid), Some(root.gid))?;
+    fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode.into()))?;
+    Ok(dir)
+}
+
+/// Makes the empty file `to` a copy of `from`, with the same holes.
+fn clone(from: &File, to: &File, size: u64) -> io::Result<()> {
+    match ioctl_ficlone(to, from) {
+        Ok(()) => return Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    to.set_len(size)?;
+    let mut position = 0;
+    while position < size {
+        let start = match seek(from, SeekFrom::Data(position)) {
+            Ok(start) => start,
+            // Nothing but a hole follows.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(from, SeekFrom::Hole(start))?;
+        copy(from, to, start, end)?;
+        position = end;
+    }
+    Ok(())
+}
+
+/// Copies the bytes from `start` to `end` of one file to the same place in another.
+fn copy(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    let (mut read, mut written) = (start, start);
+    while read < end {
+        let left = usize::try_from(end - read).unwrap_or(usize::MAX);
+        match copy_file_range(from, Some(&mut read), to, Some(&mut written), left) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
+                return copy_by_hand(from, to, read, end);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = vec![0; 64 << 10];
+    let mut position = start;
+    while position < end {
+        let left = usize::try_from(end - position).unwrap_or(usize::MAX);
+        let piece = left.min(buffer.len());
+        let piece = &mut buffer[..piece];
+        from.read_exact_at(piece, position)?;
+        to.write_all_at(piece, position)?;
+        position += piece.len() as u64;
+    }
+    Ok(())
+}
+
+/// Why a writable disk could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// More bytes than a file can have.
+    #[error("A disk of {0} bytes is too large")]
+    TooLarge(u64),
+    /// mkfs.ext4 cannot be executed.
+    #[error("The program {0:?} cannot be run; install e2fsprogs")]
+    Program(PathBuf, #[source] io::Error),
+    /// mkfs.ext4 failed.
+    #[error("{program:?} ended with {status} (e2fsprogs 1.47 or newer is needed): {output}")]
+    Failed {
+        /// Its path or name.
+        program: PathBuf,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it wrote.
+        output: String,
+    },
+    /// A file cannot be written.
+    #[error("The disk {0:?} cannot be written")]
+    Copy(PathBuf, #[source] io::Error),
+    /// The template cannot be kept in the cache.
+    #[error("The disk's template cannot be made or opened")]
+    Cache(#[from] CacheError),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_clone_has_the_same_bytes_and_holes() {
+        let mut from = tempfile::tempfile().unwrap();
+        let to = tempfile::tempfile().unwrap();
+        from.set_len(16 * MIB).unwrap();
+        for at in [0, 5 * MIB, 16 * MIB - 4096] {
+            from.seek(io::SeekFrom::Start(at)).unwrap();
+            from.write_all(&[7; 4096]).unwrap();
+        }
+        clone(&from, &to, 16 * MIB).unwrap();
+        let mut both = [Vec::new(), Vec::new()];
+        for (mut file, bytes) in [&from, &to].into_iter().zip(&mut both) {
+            file.rewind().unwrap();
+            file.read_to_end(bytes).unwrap();
+        }
+        assert!(both[0] == both[1]);
+        assert!(to.metadata().unwrap().blocks() * 512 < MIB);
+    }
+
+    #[test]
+    fn copying_by_hand_is_the_same() {
+        let from = tempfile::tempfile().unwrap();
+        let mut to = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        (&from).write_all(&bytes).unwrap();
+        copy_by_hand(&from, &to, 0, 200_000).unwrap();
+        let mut copied = Vec::new();
+        to.rewind().unwrap();
+        to.read_to_end(&mut copied).unwrap();
+        assert!(bytes == copied);
+    }
+}

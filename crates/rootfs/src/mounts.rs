@@ -1,0 +1,463 @@
+//! What a snapshotter's mount means for a VM, and which of them are refused.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use crate::layers::{Layer, LayerError, Layers};
+
+/// One mount as containerd describes it (`containerd.types.Mount`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// The filesystem's type, `bind`, or `overlay`.
+    pub fstype: String,
+    /// A device, an image file or a directory; a mere name for `overlay`.
+    pub source: String,
+    /// A path below the rootfs to mount at; empty for the rootfs itself.
+    pub target: String,
+    /// Options as for mount(8), one per element.
+    pub options: Vec<String>,
+}
+
+/// A block device or an image file that already holds the rootfs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// The device or file on the host.
+    pub source: PathBuf,
+    /// Type of the filesystem in it.
+    pub fstype: String,
+    /// Options to mount it with; what only concerns the host (`loop`) is gone.
+    pub options: Vec<String>,
+    /// Whether it must not be written to. Such a device can be attached to many VMs.
+    pub read_only: bool,
+}
+
+/// What to do with a rootfs.
+#[derive(Debug)]
+pub(crate) enum Plan {
+    /// Attach it as it is.
+    Device(Device),
+    /// Merge its layers to an image; without a writable disk if `read_only`.
+    Layers { layers: Layers, read_only: bool },
+}
+
+/// Filesystems that cannot be written to, whatever the options say.
+const READ_ONLY_FSTYPES: [&str; 4] = ["erofs", "squashfs", "cramfs", "iso9660"];
+
+/// Options of any filesystem that name something of the host, or change what is
+/// mounted, in a way that gets lost when the guest mounts the device.
+const HOST_ONLY_OPTIONS: [&str; 11] = [
+    "bind",
+    "rbind",
+    "offset",
+    "sizelimit",
+    "device",
+    "logdev",
+    "rtdev",
+    "journal_dev",
+    "journal_path",
+    "uidmap",
+    "gidmap",
+];
+
+/// Overlay options without a meaning for an image of the merged view: they tune
+/// how the host would mount it, or concern writes, which go to the VM's own disk.
+const OVERLAY_IGNORED: [&str; 12] = [
+    "rw",
+    "index",
+    "xino",
+    "nfs_export",
+    "volatile",
+    "fsync",
+    "uuid",
+    "noatime",
+    "relatime",
+    "nodiratime",
+    "suid",
+    "dev",
+];
+
+/// Overlay options that change how the layers are read.
+const OVERLAY_READING: [&str; 3] = ["userxattr", "metacopy", "redirect_dir"];
+
+/// Decides how the rootfs described by `mounts` gets into a VM.
+pub(crate) fn plan(mounts: &[Mount]) -> Result<Plan, MountError> {
+    let mount = match mounts {
+        [] => return Err(MountError::None),
+        [mount] => mount,
+        several => {
+            let types: Vec<_> = several.iter().map(|mount| mount.fstype.as_str()).collect();
+            return Err(MountError::Several(types.join(", ")));
+        }
+    };
+    if !matches!(mount.target.as_str(), "" | "/") {
+        return Err(MountError::Target(mount.target.clone()));
+    }
+    match mount.fstype.as_str() {
+        "overlay" => overlay(mount),
+        "bind" | "rbind" => bind(mount),
+        "" | "none" if has(mount, "bind") || has(mount, "rbind") => bind(mount),
+        "" | "none" => Err(MountError::NoType(mount.source.clone())),
+        fstype if fstype.contains('/') => Err(MountError::Template(fstype.into())),
+        _ => device(mount).map(Plan::Device),
+    }
+}
+
+fn device(mount: &Mount) -> Result<Device, MountError> {
+    let source = absolute(&mount.source)?;
+    let kind = fs::metadata(&source)
+        .map_err(|error| MountError::Source(source.clone(), error))?
+        .file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(MountError::NotABlockDevice {
+            fstype: mount.fstype.clone(),
+            source_path: source,
+        });
+    }
+    let mut options = Vec::new();
+    for option in &mount.options {
+        let (name, value) = split(option);
+        if HOST_ONLY_OPTIONS.contains(&name)
+            || name.starts_with("X-containerd.")
+            || (name == "loop" && value.is_some())
+        {
+            return Err(unsupported(mount, option));
+        }
+        if name != "loop" {
+            options.push(option.clone());
+        }
+    }
+    let never_writable = READ_ONLY_FSTYPES.contains(&mount.fstype.as_str());
+    if never_writable {
+        options.retain(|option| option != "rw");
+    }
+    Ok(Device {
+        source,
+        fstype: mount.fstype.clone(),
+        read_only: never_writable || options.iter().any(|option| option == "ro"),
+        options,
+    })
+}
+
+fn bind(mount: &Mount) -> Result<Plan, MountError> {
+    let source = absolute(&mount.source)?;
+    if !fs::metadata(&source)
+        .map_err(|error| MountError::Source(source.clone(), error))?
+        .is_dir()
+    {
+        return Err(MountError::BindOfFile(source));
+    }
+    let mut read_only = false;
+    for option in &mount.options {
+        match option.as_str() {
+            "ro" => read_only = true,
+            "bind" | "rbind" | "rw" | "private" | "rprivate" | "slave" | "rslave" | "noatime"
+            | "relatime" => {}
+            _ => return Err(unsupported(mount, option)),
+        }
+    }
+    // Whoever owns the directory may change it at any time, so that its identity says nothing of its content.
+    Ok(Plan::Layers {
+        layers: Layers {
+            layers: vec![Layer::of(source)?],
+            options: Vec::new(),
+            immutable: false,
+        },
+        read_only,
+    })
+}
+
+fn overlay(mount: &Mount) -> Result<Plan, MountError> {
+    let mut lower = Vec::new();
+    let mut upper = None;
+    let mut reading = Vec::new();
+    let mut read_only = false;
+    for option in &mount.options {
+        match split(option) {
+            ("lowerdir", Some(list)) => lower.extend(split_lowerdir(mount, list)?),
+            ("lowerdir+", Some(dir)) => lower.push(dir.into()),
+            ("upperdir", Some(dir)) => upper = Some(absolute(&unescape(dir))?),
+            ("workdir", Some(_)) => {}
+            ("ro", None) => read_only = true,
+            (name, _) if OVERLAY_IGNORED.contains(&name) => {}
+            (name, _) if OVERLAY_READING.contains(&name) => reading.push(option.clone()),
+            _ => return Err(unsupported(mount, option)),
+        }
+    }
+    if lower.is_empty() {
+        return Err(MountError::NoLower);
+    }
+    let mut layers = Vec::with_capacity(lower.len() + 1);
+    for dir in lower {
+        layers.push(Layer::of(absolute(&dir)?)?);
+    }
+    // A view has no upper directory: nothing can be written to it.
+    read_only |= upper.is_none();
+    let mut immutable = true;
+    if let Some(upper) = upper
+        && has_entries(&upper).map_err(|error| MountError::Source(upper.clone(), error))?
+    {
+        layers.insert(0, Layer::directory(upper)?);
+        immutable = false;
+    }
+    Ok(Plan::Layers {
+        layers: Layers {
+            layers,
+            options: reading,
+            immutable,
+        },
+        read_only,
+    })
+}
+
+/// Splits as the kernel does: `:` separates, a backslash takes the next character as it is.
+fn split_lowerdir(mount: &Mount, list: &str) -> Result<Vec<String>, MountError> {
+    let mut dirs = Vec::new();
+    let mut dir = String::new();
+    let mut chars = list.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ':' => dirs.push(std::mem::take(&mut dir)),
+            '\\' => dir.push(chars.next().unwrap_or(c)),
+            c => dir.push(c),
+        }
+    }
+    dirs.push(dir);
+    if dirs.iter().any(String::is_empty) {
+        // "::" introduces layers that only hold file data.
+        return Err(unsupported(mount, &format!("lowerdir={list}")));
+    }
+    Ok(dirs)
+}
+
+fn unescape(path: &str) -> String {
+    let mut plain = String::with_capacity(path.len());
+    let mut chars = path.chars();
+    while let Some(c) = chars.next() {
+        plain.push(if c == '\\' {
+            chars.next().unwrap_or(c)
+        } else {
+            c
+        });
+    }
+    plain
+}
+
+fn has_entries(dir: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(dir)?.next().transpose()?.is_some())
+}
+
+fn has(mount: &Mount, option: &str) -> bool {
+    mount.options.iter().any(|given| given == option)
+}
+
+fn split(option: &str) -> (&str, Option<&str>) {
+    match option.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (option, None),
+    }
+}
+
+fn absolute(path: &str) -> Result<PathBuf, MountError> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(MountError::Relative(path))
+    }
+}
+
+fn unsupported(mount: &Mount, option: &str) -> MountError {
+    MountError::Option {
+        fstype: mount.fstype.clone(),
+        option: option.into(),
+    }
+}
+
+/// Why a mount cannot be given to a VM. Each says which mount or option, and what can be used instead.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// An empty list.
+    #[error("The task has no rootfs mount; create the container with a snapshot")]
+    None,
+    /// More than one mount; holds their types.
+    #[error(
+        "The rootfs consists of several mounts ({0}); use a snapshotter that gives one, such as overlayfs"
+    )]
+    Several(String),
+    /// A mount for a place inside the rootfs.
+    #[error(
+        "The rootfs mount is for {0:?} inside the rootfs; only a mount of the whole rootfs can be used"
+    )]
+    Target(String),
+    /// A mount without a type that is no bind mount either; holds the source.
+    #[error("The rootfs mount of {0:?} has no filesystem type")]
+    NoType(String),
+    /// A type such as `format/mkdir/overlay`, for runtimes that expand it themselves.
+    #[error(
+        "The rootfs mount has the type {0:?}, a template that containerd's mount manager should have expanded; \
+         use the overlayfs, blockfile or devmapper snapshotter"
+    )]
+    Template(String),
+    /// An option that would lose its meaning in a VM.
+    #[error(
+        "The rootfs mount of type {fstype} has the option {option:?}, which cannot be used for a VM"
+    )]
+    Option {
+        /// The mount's type.
+        fstype: String,
+        /// The option, with its value.
+        option: String,
+    },
+    /// A path that depends on somebody's working directory.
+    #[error("The rootfs mount names {0:?}, which is no absolute path")]
+    Relative(PathBuf),
+    /// A source that cannot be looked at.
+    #[error("The rootfs mount's source {0:?} cannot be used")]
+    Source(PathBuf, #[source] io::Error),
+    /// A type other than `overlay` and `bind` whose source is neither device nor file.
+    #[error(
+        "The rootfs mount of type {fstype} has the source {source_path:?}, which is neither a block device nor an image \
+         file; only overlay and bind mounts of directories can be made into an image"
+    )]
+    NotABlockDevice {
+        /// The mount's type.
+        fstype: String,
+        /// The mount's source.
+        source_path: PathBuf,
+    },
+    /// A bind mount of something that is no directory.
+    #[error("The rootfs is a bind mount of {0:?}, which is no directory")]
+    BindOfFile(PathBuf),
+    /// An overlay without layers.
+    #[error("The rootfs's overlay mount names no lowerdir")]
+    NoLower,
+    /// A layer that cannot be looked at.
+    #[error("A layer that the rootfs mount names cannot be used")]
+    Layer(#[from] LayerError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(fstype: &str, source: &str, options: &[&str]) -> Mount {
+        Mount {
+            fstype: fstype.into(),
+            source: source.into(),
+            target: String::new(),
+            options: options.iter().map(|option| (*option).into()).collect(),
+        }
+    }
+
+    fn refused(mounts: &[Mount]) -> String {
+        plan(mounts).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_image_file_keeps_type_and_options_but_not_loop() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let Plan::Device(device) = plan(&[mount("xfs", path, &["loop", "rw", "nouuid"])]).unwrap()
+        else {
+            panic!("not a device");
+        };
+        assert_eq!(device.source, file.path());
+        assert_eq!(device.fstype, "xfs");
+        assert_eq!(device.options, ["rw", "nouuid"]);
+        assert!(!device.read_only);
+    }
+
+    #[test]
+    fn read_only_is_an_option_or_the_filesystem_s_nature() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        for given in [
+            mount("ext4", path, &["ro", "loop"]),
+            mount("erofs", path, &["rw"]),
+        ] {
+            let Plan::Device(device) = plan(&[given]).unwrap() else {
+                panic!("not a device");
+            };
+            assert!(device.read_only);
+            assert!(!device.options.contains(&"rw".to_owned()));
+        }
+    }
+
+    #[test]
+    fn an_overlay_s_layers_keep_their_order_and_odd_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let lower: Vec<_> = ["a:b", "c,d", "e\\f"]
+            .map(|name| dir.path().join(name))
+            .into();
+        for path in lower.iter().chain([&dir.path().join("upper")]) {
+            fs::create_dir(path).unwrap();
+        }
+        let lowerdir: Vec<_> = lower
+            .iter()
+            .map(|path| {
+                path.to_str()
+                    .unwrap()
+                    .replace('\\', "\\\\")
+                    .replace(':', "\\:")
+            })
+            .collect();
+        let options = [
+            "index=off".to_owned(),
+            format!("lowerdir={}", lowerdir.join(":")),
+            format!("upperdir={}/upper", dir.path().display()),
+            format!("workdir={}/work", dir.path().display()),
+        ];
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let Plan::Layers { layers, read_only } =
+            plan(&[mount("overlay", "overlay", &options)]).unwrap()
+        else {
+            panic!("not layers");
+        };
+        assert_eq!(
+            layers.layers,
+            lower
+                .clone()
+                .into_iter()
+                .map(Layer::Directory)
+                .collect::<Vec<_>>()
+        );
+        assert!(layers.immutable && !read_only);
+
+        fs::write(dir.path().join("upper/file"), "x").unwrap();
+        let Plan::Layers { layers, .. } = plan(&[mount("overlay", "overlay", &options)]).unwrap()
+        else {
+            panic!("not layers");
+        };
+        assert_eq!(layers.layers[0], Layer::Directory(dir.path().join("upper")));
+        assert!(!layers.immutable);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let image = file.path().to_str().unwrap();
+        assert!(refused(&[]).contains("no rootfs mount"));
+        let two = [mount("erofs", image, &[]), mount("overlay", "overlay", &[])];
+        assert!(refused(&two).contains("erofs, overlay"));
+        let template = mount("format/mkdir/overlay", "overlay", &[]);
+        assert!(refused(&[template]).contains("format/mkdir/overlay"));
+        assert!(refused(&[mount("ext4", path, &[])]).contains("neither a block device"));
+        assert!(refused(&[mount("ext4", image, &["offset=512"])]).contains("offset=512"));
+        assert!(refused(&[mount("fuse3.x", path, &[])]).contains("fuse3.x"));
+        assert!(refused(&[mount("bind", path, &["uidmap=0:1:2"])]).contains("uidmap=0:1:2"));
+        assert!(refused(&[mount("bind", image, &[])]).contains("no directory"));
+        assert!(refused(&[mount("overlay", "overlay", &[])]).contains("no lowerdir"));
+        let secret = format!("lowerdir={path}::{path}");
+        assert!(refused(&[mount("overlay", "overlay", &[&secret])]).contains("::"));
+        let relative = refused(&[mount("overlay", "overlay", &["lowerdir=a:b"])]);
+        assert!(relative.contains("no absolute path"), "{relative}");
+        let mut inside = mount("bind", path, &[]);
+        inside.target = "/data".into();
+        assert!(refused(&[inside]).contains("/data"));
+    }
+}
