@@ -1,2 +1,49 @@
-//! See Cargo.toml description.
-fn main() {}
+//! `firecracker-image`: builds what a VM boots, and says what is in it.
+//!
+//! - [`build`] leads through a build; [`output`] keeps the directory whole, [`inputs`] tells whether
+//!   anything changed.
+//! - Kernel: [`package`] downloads one, [`kernel`] unpacks it ([`decompress`]), [`modules`] selects its modules.
+//! - Images: [`initrd`] ([`cpio`]) and [`rootfs`] with the OCI [`runtime`].
+//! - [`elf`], [`file`](mod@file) and [`tool`]: ELF files, file operations and programs, with errors that name them.
+//!
+//! The manifest's type is [`fc_proto::image::Manifest`]; nothing here runs on a VM's host at run time.
+
+mod build;
+mod cli;
+mod cpio;
+mod decompress;
+mod elf;
+mod file;
+mod initrd;
+mod inputs;
+mod kernel;
+mod modules;
+mod output;
+mod package;
+mod rootfs;
+mod runtime;
+mod tool;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {}", with_causes(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The error and what caused it, in one line.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

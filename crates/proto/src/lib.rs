@@ -2,6 +2,7 @@
 //!
 //! - [`control`]: the control API (ttrpc service `Firecracker`).
 //! - [`guest`]: what shim and agent say to each other: services, ports, the announcement.
+//! - [`image`]: the manifest of a guest image directory.
 //! - [`task`]: containerd's task API, version 2, which both containerd and the agent speak.
 //!
 //! Messages are generated from `proto/` at the workspace root. No logic beyond
@@ -14,6 +15,7 @@ mod generated {
 
 pub mod control;
 pub mod guest;
+pub mod image;
 pub mod task;
 
 pub use containerd_shim_protos as containerd;
