@@ -1,1 +1,29 @@
-//! See Cargo.toml's description.
+//! The drive slots of one VM and who uses them.
+//!
+//! A VM gets its drives at boot and no more later. So each is a slot: it begins
+//! with a stub (`fc-stub-drive`), has a real file put behind it when something
+//! needs a drive, and goes back to its stub afterwards.
+//!
+//! - `stubs`: the stub files, before boot ([`StubDrives`]).
+//! - `slots`: which slot is free; plain data, no IO.
+//! - `drives`: putting a file behind a slot and taking it away again ([`Drives`]).
+//! - `options`: what a slot's writability means for mount options.
+//!
+//! Nothing here knows the VMM's API or the guest's protocol: they are
+//! [`DrivePatcher`] and [`GuestMounter`].
+
+#![forbid(unsafe_code)]
+
+mod backend;
+mod drives;
+mod error;
+mod options;
+mod slots;
+mod stubs;
+
+pub use backend::{BackendError, DrivePatcher, GuestMounter};
+pub use drives::{Attach, AttachedDrive, Drives};
+pub use error::{DetachErrors, DriveError, Step};
+pub use options::OptionError;
+pub use slots::{Kind, SlotId, SlotInfo, SlotState};
+pub use stubs::{BootDrive, CreateError, DriveMountSlot, Layout, StubDrives};

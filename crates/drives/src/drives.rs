@@ -1,0 +1,355 @@
+//! Puts files behind the slots of a running VM and takes them away again.
+//!
+//! Attaching takes four steps: reserve a slot, link `<stub>.attached` to the
+//! file, have the VMM open that name, have the guest mount the drive. Detaching,
+//! and undoing an attach that failed, goes the same way back from wherever it got
+//! to and stops at the first step that fails: a file that the guest may still
+//! write to must stay behind its drive. The slot is then quarantined.
+//!
+//! Each operation runs as a task of its own: one that has begun comes to its
+//! end whether or not the caller still waits for it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::backend::{BackendError, DrivePatcher, GuestMounter};
+use crate::error::{DetachErrors, DriveError, Step, chain};
+use crate::options::with_access;
+use crate::slots::{Detachable, Kind, Progress, Role, SlotId, SlotInfo, Slots, Taken, Use};
+
+/// What to attach, and where the guest shall have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// Absolute path of the file or block device on the host.
+    pub host_path: PathBuf,
+    /// Where the guest mounts it.
+    pub destination: String,
+    /// Type of the filesystem in it.
+    pub fstype: String,
+    /// Mount options; `rw` or `ro` is added as the slot demands.
+    pub options: Vec<String>,
+    /// Who it is for (a container's id): shown to people, and the key of [`Drives::detach_owner`].
+    pub owner: String,
+}
+
+/// A drive that the guest has mounted. Dropping this does nothing: use [`Drives::detach`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedDrive {
+    /// For [`Drives::detach`].
+    pub slot: SlotId,
+    /// The VMM's and the guest's name for it.
+    pub drive_id: String,
+}
+
+/// The drive slots of a running VM. Clones are the same slots.
+#[derive(Clone)]
+pub struct Drives {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    slots: Mutex<Slots>,
+    /// Wakes those who wait for a slot that is being worked on.
+    changed: Notify,
+    patcher: Arc<dyn DrivePatcher>,
+    mounter: Arc<dyn GuestMounter>,
+}
+
+impl Drives {
+    pub(crate) fn new(
+        dir: PathBuf,
+        slots: Slots,
+        patcher: Arc<dyn DrivePatcher>,
+        mounter: Arc<dyn GuestMounter>,
+    ) -> Drives {
+        Drives {
+            inner: Arc::new(Inner {
+                dir,
+                slots: Mutex::new(slots),
+                changed: Notify::new(),
+                patcher,
+                mounter,
+            }),
+        }
+    }
+
+    /// Attaches a file to a free slot and has the guest mount it.
+    ///
+    /// If the returned future is dropped, the drive is attached and then detached again.
+    ///
+    /// # Errors
+    /// When no slot is free or a step fails; the steps before it are undone.
+    pub async fn attach(&self, kind: Kind, request: Attach) -> Result<AttachedDrive, DriveError> {
+        let role = Role::from(kind);
+        let exhausted = || {
+            let (limit, quarantined) = self.inner.slots().count(role);
+            DriveError::Exhausted {
+                kind,
+                limit,
+                quarantined,
+            }
+        };
+        self.attach_role(role, kind == Kind::Writable, request, exhausted)
+            .await
+    }
+
+    /// Like [`Drives::attach`], for the VM's drive mount number `index`, whose slot is its own.
+    ///
+    /// # Errors
+    /// When there is no such drive mount, it is mounted already, or a step fails.
+    pub async fn attach_drive_mount(
+        &self,
+        index: usize,
+        request: Attach,
+    ) -> Result<AttachedDrive, DriveError> {
+        let read_only = self.inner.slots().drive_mount(index);
+        let read_only = read_only.ok_or(DriveError::NoSuchDriveMount(index))?;
+        let in_use = || DriveError::DriveMountInUse(index);
+        self.attach_role(Role::DriveMount(index), !read_only, request, in_use)
+            .await
+    }
+
+    async fn attach_role(
+        &self,
+        role: Role,
+        writable: bool,
+        request: Attach,
+        none_free: impl FnOnce() -> DriveError,
+    ) -> Result<AttachedDrive, DriveError> {
+        if !request.host_path.is_absolute() {
+            return Err(DriveError::RelativePath(request.host_path));
+        }
+        let options = with_access(request.options.clone(), writable)?;
+        let user = Use {
+            owner: request.owner.clone(),
+            host_path: request.host_path.clone(),
+            destination: request.destination.clone(),
+        };
+        let taken = self.inner.slots().reserve(role, user);
+        let taken = taken.ok_or_else(none_free)?;
+        let drives = self.clone();
+        let work = tokio::spawn(async move {
+            let request = Attach { options, ..request };
+            let attached = drives.inner.attach(taken, request).await?;
+            Ok(Claim {
+                drives,
+                attached: Some(attached),
+            })
+        });
+        match work.await {
+            Ok(claim) => claim.and_then(Claim::redeem),
+            Err(stopped) => Err(DriveError::Stopped(stopped)),
+        }
+    }
+
+    /// Has the guest unmount the drive, takes the file away, and frees the slot.
+    /// Waits for whoever is working on the slot.
+    ///
+    /// # Errors
+    /// When a step fails; the slot is quarantined, and detaching it again goes on from there.
+    pub async fn detach(&self, slot: SlotId) -> Result<(), DriveError> {
+        let inner = Arc::clone(&self.inner);
+        let work = tokio::spawn(async move { inner.detach(slot).await });
+        match work.await {
+            Ok(result) => result,
+            Err(stopped) => Err(DriveError::Stopped(stopped)),
+        }
+    }
+
+    /// Detaches everything that `owner` has, last attached first, and tries
+    /// again to detach what is quarantined. An owner without drives is no error.
+    ///
+    /// # Errors
+    /// Every drive that could not be detached; the others are.
+    pub async fn detach_owner(&self, owner: &str) -> Result<(), DetachErrors> {
+        let slots = self.inner.slots().to_detach(owner);
+        let inner = Arc::clone(&self.inner);
+        let work = tokio::spawn(async move {
+            let mut errors = Vec::new();
+            for slot in slots {
+                match inner.detach(slot).await {
+                    // Somebody else was faster.
+                    Ok(()) | Err(DriveError::NotAttached) => {}
+                    Err(error) => errors.push(error),
+                }
+            }
+            errors
+        });
+        let errors = work
+            .await
+            .unwrap_or_else(|stopped| vec![DriveError::Stopped(stopped)]);
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(DetachErrors(errors))
+        }
+    }
+
+    /// Every slot and what it is doing, in the order of the VM's drives.
+    pub fn slots(&self) -> Vec<SlotInfo> {
+        self.inner.slots().info()
+    }
+}
+
+/// An attached drive on its way to a caller who may have gone.
+struct Claim {
+    drives: Drives,
+    attached: Option<AttachedDrive>,
+}
+
+impl Claim {
+    fn redeem(mut self) -> Result<AttachedDrive, DriveError> {
+        self.attached.take().ok_or(DriveError::NotAttached)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Some(attached) = self.attached.take() else {
+            return;
+        };
+        // Without a runtime the process is ending, and the VM with it.
+        if let Ok(runtime) = Handle::try_current() {
+            let inner = Arc::clone(&self.drives.inner);
+            runtime.spawn(async move {
+                if let Err(error) = inner.detach(attached.slot).await {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "a drive nobody waited for is still attached"
+                    );
+                }
+            });
+        }
+    }
+}
+
+impl Inner {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        // Every change of a slot is complete before anything can panic.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn attach(&self, mut taken: Taken, request: Attach) -> Result<AttachedDrive, DriveError> {
+        match self.attach_steps(&mut taken, &request).await {
+            Ok(()) => {
+                self.slots().attached(taken.id);
+                self.changed.notify_waiters();
+                Ok(AttachedDrive {
+                    slot: taken.id,
+                    drive_id: taken.drive_id,
+                })
+            }
+            Err((step, source)) => {
+                let drive_id = taken.drive_id.clone();
+                let undo = self.bring_back(taken).await.err().map(Box::new);
+                Err(DriveError::Attach {
+                    drive_id,
+                    owner: request.owner,
+                    step,
+                    source,
+                    undo,
+                })
+            }
+        }
+    }
+
+    async fn attach_steps(
+        &self,
+        taken: &mut Taken,
+        request: &Attach,
+    ) -> Result<(), (Step, BackendError)> {
+        let link = link_name(&taken.stub);
+        symlink(&request.host_path, self.dir.join(&link))
+            .map_err(|error| (Step::Link, error.into()))?;
+        taken.progress = Progress::Linked;
+        // The next two count as done before they are tried: an error does not tell how far they got.
+        taken.progress = Progress::Patched;
+        self.patcher
+            .patch(&taken.drive_id, &link)
+            .await
+            .map_err(|error| (Step::Patch, error))?;
+        taken.progress = Progress::Mounted;
+        self.mounter
+            .mount(
+                &taken.drive_id,
+                &request.destination,
+                &request.fstype,
+                &request.options,
+            )
+            .await
+            .map_err(|error| (Step::Mount, error))
+    }
+
+    async fn detach(&self, slot: SlotId) -> Result<(), DriveError> {
+        loop {
+            let changed = self.changed.notified();
+            let answer = self.slots().take(slot);
+            match answer {
+                Detachable::Taken(taken) => return self.bring_back(taken).await,
+                Detachable::Gone => return Err(DriveError::NotAttached),
+                Detachable::Busy => changed.await,
+            }
+        }
+    }
+
+    /// Undoes what was done to a slot, and frees it, or quarantines it where it got stuck.
+    async fn bring_back(&self, mut taken: Taken) -> Result<(), DriveError> {
+        let result = self.bring_back_steps(&mut taken).await;
+        let result = result.map_err(|(step, source)| DriveError::Detach {
+            drive_id: taken.drive_id.clone(),
+            step,
+            source,
+        });
+        match &result {
+            Ok(()) => self.slots().freed(taken.id),
+            Err(error) => self
+                .slots()
+                .quarantine(taken.id, taken.progress, chain(error)),
+        }
+        self.changed.notify_waiters();
+        result
+    }
+
+    async fn bring_back_steps(&self, taken: &mut Taken) -> Result<(), (Step, BackendError)> {
+        if taken.progress >= Progress::Mounted {
+            self.mounter
+                .unmount(&taken.drive_id)
+                .await
+                .map_err(|error| (Step::Unmount, error))?;
+            taken.progress = Progress::Patched;
+        }
+        if taken.progress >= Progress::Patched {
+            self.patcher
+                .patch(&taken.drive_id, &taken.stub)
+                .await
+                .map_err(|error| (Step::PatchBack, error))?;
+            taken.progress = Progress::Linked;
+        }
+        if taken.progress >= Progress::Linked {
+            match fs::remove_file(self.dir.join(link_name(&taken.stub))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err((Step::Unlink, error.into()));
+                }
+                _ => {}
+            }
+            taken.progress = Progress::Reserved;
+        }
+        Ok(())
+    }
+}
+
+/// The fixed name, in the VM's directory, of whatever is attached instead of a stub.
+fn link_name(stub: &str) -> String {
+    format!("{stub}.attached")
+}
+
+#[cfg(test)]
+#[path = "drives_tests.rs"]
+mod tests;

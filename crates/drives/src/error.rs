@@ -1,0 +1,145 @@
+//! Why a drive could not be attached or detached.
+
+use std::error::Error;
+use std::fmt;
+
+use crate::backend::BackendError;
+use crate::options::OptionError;
+use crate::slots::Kind;
+
+/// What was being done to a drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Making the link to the file in the VM's directory.
+    Link,
+    /// Having the VMM open the file.
+    Patch,
+    /// Having the guest mount it.
+    Mount,
+    /// Having the guest unmount it.
+    Unmount,
+    /// Having the VMM go back to the stub.
+    PatchBack,
+    /// Removing the link.
+    Unlink,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Step::Link => "be linked to in the VM's directory",
+            Step::Patch => "be opened by the VMM",
+            Step::Mount => "be mounted in the guest",
+            Step::Unmount => "be unmounted in the guest",
+            Step::PatchBack => "be swapped back to its stub by the VMM",
+            Step::Unlink => "have its link removed from the VM's directory",
+        })
+    }
+}
+
+/// Why a drive could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriveError {
+    /// Every slot of that kind is in use. The first sentence is the original's.
+    #[error(
+        "There are no remaining drives to be used: all {limit} {} drives of the VM are in use{}; set a larger ContainerCount \
+         when creating the VM, or default_container_count in the runtime's configuration",
+        noun(*.kind),
+        quarantine(*.quarantined)
+    )]
+    Exhausted {
+        /// Which kind.
+        kind: Kind,
+        /// How many the VM has.
+        limit: usize,
+        /// How many of them are unusable because detaching them failed.
+        quarantined: usize,
+    },
+    /// The VM has no such drive mount.
+    #[error("The VM was created without a drive mount number {0}")]
+    NoSuchDriveMount(usize),
+    /// The drive mount is mounted already.
+    #[error("Drive mount number {0} is already in use")]
+    DriveMountInUse(usize),
+    /// The path of a file to attach depends on a working directory.
+    #[error("The drive's path {0:?} is not absolute")]
+    RelativePath(std::path::PathBuf),
+    /// `ro` or `rw` where the drive is the other.
+    #[error("The drive cannot be mounted as asked")]
+    Options(#[from] OptionError),
+    /// One step failed; every step before it was undone, if `undo` is `None`.
+    #[error("Drive {drive_id} for {owner:?} cannot {step}{}", besides(.undo.as_deref()))]
+    Attach {
+        /// The VMM's name for the drive.
+        drive_id: String,
+        /// Who wanted it.
+        owner: String,
+        /// Which step.
+        step: Step,
+        /// Why.
+        source: BackendError,
+        /// What went wrong when undoing; the slot is quarantined then.
+        undo: Option<Box<DriveError>>,
+    },
+    /// One step failed; the slot is quarantined until a later detach succeeds.
+    #[error("Drive {drive_id} cannot {step}; it is set aside until that succeeds")]
+    Detach {
+        /// The VMM's name for the drive.
+        drive_id: String,
+        /// Which step.
+        step: Step,
+        /// Why.
+        source: BackendError,
+    },
+    /// That use of the slot is over, or never was.
+    #[error("The container's drive was not found")]
+    NotAttached,
+    /// The task that did the work ended early: it panicked, or the runtime is shutting down.
+    #[error("Working on a drive was stopped")]
+    Stopped(#[source] tokio::task::JoinError),
+}
+
+fn noun(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Writable => "container",
+        Kind::ReadOnly => "read-only image",
+    }
+}
+
+fn quarantine(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(" ({count} of them could not be detached)"),
+    }
+}
+
+/// Not the source of the error, so its chain must be part of the text.
+fn besides(undo: Option<&DriveError>) -> String {
+    undo.map_or_else(String::new, |undo| format!(" (besides: {})", chain(undo)))
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// Every error of detaching several drives.
+#[derive(Debug)]
+pub struct DetachErrors(pub Vec<DriveError>);
+
+impl fmt::Display for DetachErrors {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<_> = self.0.iter().map(|error| chain(error)).collect();
+        formatter.write_str(&texts.join("; "))
+    }
+}
+
+impl Error for DetachErrors {}

@@ -1,0 +1,318 @@
+//! Which slot is free and who has the others. Plain data: no IO, no waiting.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+/// What a container's drive is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A container's own disk.
+    Writable,
+    /// An image that others may use too. Such slots were created read-only: the VMM itself refuses writes.
+    ReadOnly,
+}
+
+/// What a slot was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Writable,
+    ReadOnly,
+    DriveMount(usize),
+}
+
+impl From<Kind> for Role {
+    fn from(kind: Kind) -> Role {
+        match kind {
+            Kind::Writable => Role::Writable,
+            Kind::ReadOnly => Role::ReadOnly,
+        }
+    }
+}
+
+/// Names one use of a slot: the next use of the same slot has another id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SlotId {
+    index: usize,
+    /// Which use of any of the VM's slots it is; 0 before the first.
+    generation: u64,
+}
+
+/// Who uses a slot and for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Use {
+    pub(crate) owner: String,
+    pub(crate) host_path: PathBuf,
+    pub(crate) destination: String,
+}
+
+/// How far a slot in use is from its stub; undone from the last to the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Progress {
+    /// Only taken.
+    Reserved,
+    /// The link to the file exists.
+    Linked,
+    /// The VMM has the file open, or may have.
+    Patched,
+    /// The guest has it mounted, or may have.
+    Mounted,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Free,
+    /// Somebody is attaching or detaching it.
+    Busy(Use),
+    Attached(Use),
+    /// Detaching failed, with what is left to undo.
+    Quarantined(Use, Progress, String),
+}
+
+/// One drive of the VM.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    drive_id: String,
+    file_name: String,
+    read_only: bool,
+    role: Role,
+    generation: u64,
+    state: State,
+}
+
+impl Slot {
+    pub(crate) fn new(drive_id: &str, file_name: &str, read_only: bool, role: Role) -> Slot {
+        Slot {
+            drive_id: drive_id.into(),
+            file_name: file_name.into(),
+            read_only,
+            role,
+            generation: 0,
+            state: State::Free,
+        }
+    }
+}
+
+/// What is needed to work on a slot that is [`State::Busy`].
+#[derive(Debug, Clone)]
+pub(crate) struct Taken {
+    pub(crate) id: SlotId,
+    pub(crate) drive_id: String,
+    pub(crate) stub: String,
+    pub(crate) progress: Progress,
+}
+
+/// Answer to a wish to detach a slot.
+#[derive(Debug)]
+pub(crate) enum Detachable {
+    /// It is the caller's now.
+    Taken(Taken),
+    /// Somebody works on it; ask again later.
+    Busy,
+    /// That use of the slot is over.
+    Gone,
+}
+
+/// All slots of a VM.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    slots: Vec<Slot>,
+    /// Indexes of free slots; the one that has been free longest comes first.
+    free: VecDeque<usize>,
+    /// How often any slot was reserved.
+    uses: u64,
+}
+
+impl Slots {
+    pub(crate) fn add(&mut self, slot: Slot) {
+        self.free.push_back(self.slots.len());
+        self.slots.push(slot);
+    }
+
+    /// Takes the slot of that role that has been free longest; `None` if there is none.
+    pub(crate) fn reserve(&mut self, role: Role, user: Use) -> Option<Taken> {
+        let place = self
+            .free
+            .iter()
+            .position(|&index| self.slots[index].role == role)?;
+        let index = self.free.remove(place)?;
+        self.uses += 1;
+        let slot = &mut self.slots[index];
+        slot.generation = self.uses;
+        slot.state = State::Busy(user);
+        Some(self.taken(index, Progress::Reserved))
+    }
+
+    /// How many slots have that role, and how many of them are quarantined.
+    pub(crate) fn count(&self, role: Role) -> (usize, usize) {
+        let of_role = || self.slots.iter().filter(|slot| slot.role == role);
+        let quarantined = |slot: &&Slot| matches!(slot.state, State::Quarantined(..));
+        (of_role().count(), of_role().filter(quarantined).count())
+    }
+
+    /// The busy slot is in use from now on.
+    pub(crate) fn attached(&mut self, id: SlotId) {
+        self.replace_busy(id, State::Attached);
+    }
+
+    /// The busy slot is back at its stub, and the last in line.
+    pub(crate) fn freed(&mut self, id: SlotId) {
+        if self.replace_busy(id, |_| State::Free) {
+            self.free.push_back(id.index);
+        }
+    }
+
+    /// The busy slot could not be brought back to its stub.
+    pub(crate) fn quarantine(&mut self, id: SlotId, progress: Progress, reason: String) {
+        self.replace_busy(id, |user| State::Quarantined(user, progress, reason));
+    }
+
+    fn replace_busy(&mut self, id: SlotId, next: impl FnOnce(Use) -> State) -> bool {
+        let Some(slot) = self.slots.get_mut(id.index) else {
+            return false;
+        };
+        if slot.generation != id.generation {
+            return false;
+        }
+        match std::mem::replace(&mut slot.state, State::Free) {
+            State::Busy(user) => {
+                slot.state = next(user);
+                true
+            }
+            other => {
+                slot.state = other;
+                false
+            }
+        }
+    }
+
+    /// Takes an attached or quarantined slot, in order to bring it back to its stub.
+    pub(crate) fn take(&mut self, id: SlotId) -> Detachable {
+        let Some(slot) = self.slots.get_mut(id.index) else {
+            return Detachable::Gone;
+        };
+        if slot.generation != id.generation {
+            return Detachable::Gone;
+        }
+        let (user, progress) = match &slot.state {
+            State::Free => return Detachable::Gone,
+            State::Busy(_) => return Detachable::Busy,
+            State::Attached(user) => (user.clone(), Progress::Mounted),
+            State::Quarantined(user, progress, _) => (user.clone(), *progress),
+        };
+        slot.state = State::Busy(user);
+        Detachable::Taken(self.taken(id.index, progress))
+    }
+
+    /// The slots an owner has, the last attached first, then everybody's quarantined ones.
+    pub(crate) fn to_detach(&self, owner: &str) -> Vec<SlotId> {
+        let mut own = Vec::new();
+        let mut quarantined = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let id = SlotId {
+                index,
+                generation: slot.generation,
+            };
+            match &slot.state {
+                State::Busy(user) | State::Attached(user) if user.owner == owner => own.push(id),
+                State::Quarantined(..) => quarantined.push(id),
+                _ => {}
+            }
+        }
+        own.sort_by_key(|id| std::cmp::Reverse(id.generation));
+        own.extend(quarantined);
+        own
+    }
+
+    fn taken(&self, index: usize, progress: Progress) -> Taken {
+        let slot = &self.slots[index];
+        Taken {
+            id: SlotId {
+                index,
+                generation: slot.generation,
+            },
+            drive_id: slot.drive_id.clone(),
+            stub: slot.file_name.clone(),
+            progress,
+        }
+    }
+
+    /// Whether drive mount `index` exists, and is read-only.
+    pub(crate) fn drive_mount(&self, index: usize) -> Option<bool> {
+        self.slots
+            .iter()
+            .find(|slot| slot.role == Role::DriveMount(index))
+            .map(|slot| slot.read_only)
+    }
+
+    pub(crate) fn info(&self) -> Vec<SlotInfo> {
+        let info = |(index, slot): (usize, &Slot)| SlotInfo {
+            slot: SlotId {
+                index,
+                generation: slot.generation,
+            },
+            drive_id: slot.drive_id.clone(),
+            file_name: slot.file_name.clone(),
+            read_only: slot.read_only,
+            drive_mount: match slot.role {
+                Role::DriveMount(index) => Some(index),
+                Role::Writable | Role::ReadOnly => None,
+            },
+            state: match slot.state.clone() {
+                State::Free => SlotState::Free,
+                State::Busy(_) => SlotState::Busy,
+                State::Attached(user) => SlotState::Attached {
+                    owner: user.owner,
+                    host_path: user.host_path,
+                    destination: user.destination,
+                },
+                State::Quarantined(user, _, reason) => SlotState::Quarantined {
+                    owner: user.owner,
+                    reason,
+                },
+            },
+        };
+        self.slots.iter().enumerate().map(info).collect()
+    }
+}
+
+/// A slot, as shown to people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// Its current, or if free its last, use.
+    pub slot: SlotId,
+    /// The VMM's name for the drive.
+    pub drive_id: String,
+    /// The stub file in the VM's directory.
+    pub file_name: String,
+    /// Whether the VMM refuses to write to it.
+    pub read_only: bool,
+    /// Which drive mount it is for, if it is for one.
+    pub drive_mount: Option<usize>,
+    /// What it is doing.
+    pub state: SlotState,
+}
+
+/// What a slot is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SlotState {
+    /// Its stub is behind it.
+    Free,
+    /// Being attached or detached.
+    Busy,
+    /// In use.
+    Attached {
+        /// Who asked for it.
+        owner: String,
+        /// The file or device behind it.
+        host_path: PathBuf,
+        /// Where the guest has it mounted.
+        destination: String,
+    },
+    /// Detaching failed. Not used again until it succeeds; tried again whenever something else is detached.
+    Quarantined {
+        /// Who had asked for it.
+        owner: String,
+        /// What failed.
+        reason: String,
+    },
+}

@@ -1,0 +1,186 @@
+//! The stub files that a VM boots with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fc_stub_drive::Kind as StubKind;
+
+use crate::backend::{DrivePatcher, GuestMounter};
+use crate::drives::Drives;
+use crate::slots::{Role, Slot, Slots};
+
+/// How many slots of which kind a VM gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Writable slots, one per container (ContainerCount).
+    pub containers: u32,
+    /// One slot per drive mount of the VM.
+    pub drive_mounts: Vec<DriveMountSlot>,
+    /// Read-only slots for shared images, one per container.
+    pub shared: u32,
+}
+
+/// What must be known of a drive mount before boot. Its rate limiter and cache
+/// type are the caller's to add, by [`BootDrive::drive_mount`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriveMountSlot {
+    /// Whether the guest shall not write to it.
+    pub read_only: bool,
+}
+
+/// A drive to configure before boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootDrive {
+    /// The VMM's name for it.
+    pub drive_id: String,
+    /// The stub file, relative to the directory of the VM.
+    pub file_name: String,
+    /// Whether the VMM shall refuse to write to it; cannot change later.
+    pub read_only: bool,
+    /// Index into [`Layout::drive_mounts`] if that is what the drive is for.
+    pub drive_mount: Option<usize>,
+}
+
+/// The stub files of a VM that has not booted yet. The files belong to the
+/// VM's directory and go with it.
+#[derive(Debug)]
+pub struct StubDrives {
+    dir: PathBuf,
+    boot: Vec<BootDrive>,
+    slots: Slots,
+}
+
+impl StubDrives {
+    /// Writes the stub files into the VM's directory `dir`.
+    ///
+    /// # Errors
+    /// When a file exists already or cannot be written; those written before are removed.
+    pub fn create(dir: &Path, layout: &Layout) -> Result<StubDrives, CreateError> {
+        let mut stubs = StubDrives {
+            dir: dir.into(),
+            boot: Vec::new(),
+            slots: Slots::default(),
+        };
+        match stubs.write_all(layout) {
+            Ok(()) => Ok(stubs),
+            Err(source) => {
+                for drive in &stubs.boot {
+                    let path = dir.join(&drive.file_name);
+                    if let Err(error) = fs::remove_file(&path) {
+                        tracing::warn!(stub = %path.display(), %error, "a stub drive stays");
+                    }
+                }
+                Err(source)
+            }
+        }
+    }
+
+    fn write_all(&mut self, layout: &Layout) -> Result<(), CreateError> {
+        // The order is visible to the guest; read-only slots come last so that the original's keep their places.
+        for index in 0..layout.containers as usize {
+            self.write(StubKind::Container, index, false, Role::Writable)?;
+        }
+        for (index, mount) in layout.drive_mounts.iter().enumerate() {
+            let role = Role::DriveMount(index);
+            self.write(StubKind::DriveMount, index, mount.read_only, role)?;
+        }
+        for index in 0..layout.shared as usize {
+            self.write(StubKind::Image, index, true, Role::ReadOnly)?;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        kind: StubKind,
+        index: usize,
+        read_only: bool,
+        role: Role,
+    ) -> Result<(), CreateError> {
+        let file_name = kind.stub_name(index);
+        let drive_id =
+            fc_stub_drive::create(&self.dir, &file_name).map_err(|source| CreateError {
+                file_name: file_name.clone(),
+                source,
+            })?;
+        self.slots
+            .add(Slot::new(&drive_id, &file_name, read_only, role));
+        self.boot.push(BootDrive {
+            drive_id,
+            file_name,
+            read_only,
+            drive_mount: match role {
+                Role::DriveMount(index) => Some(index),
+                Role::Writable | Role::ReadOnly => None,
+            },
+        });
+        Ok(())
+    }
+
+    /// The drives to configure, in order, after the root drive.
+    pub fn boot_drives(&self) -> &[BootDrive] {
+        &self.boot
+    }
+
+    /// Goes over to the running VM.
+    pub fn connect(self, patcher: Arc<dyn DrivePatcher>, mounter: Arc<dyn GuestMounter>) -> Drives {
+        Drives::new(self.dir, self.slots, patcher, mounter)
+    }
+}
+
+/// A stub file that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("The stub drive {file_name} cannot be made")]
+pub struct CreateError {
+    /// Its name in the VM's directory.
+    pub file_name: String,
+    /// Why.
+    pub source: fc_stub_drive::CreateError,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> Layout {
+        Layout {
+            containers: 2,
+            drive_mounts: vec![DriveMountSlot { read_only: true }],
+            shared: 1,
+        }
+    }
+
+    #[test]
+    fn order_names_and_ids_are_the_original_s_and_ours_follow() {
+        let dir = tempfile::tempdir().unwrap();
+        let stubs = StubDrives::create(dir.path(), &layout()).unwrap();
+        let seen: Vec<_> = stubs
+            .boot_drives()
+            .iter()
+            .map(|drive| (drive.file_name.as_str(), drive.read_only, drive.drive_mount))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("ctrstub0", false, None),
+                ("ctrstub1", false, None),
+                ("drivemntstub0", true, Some(0)),
+                ("imgstub0", true, None),
+            ]
+        );
+        assert_eq!(stubs.boot_drives()[0].drive_id, "MN2HE43UOVRDA");
+        let first = fs::read(dir.path().join("ctrstub0")).unwrap();
+        assert_eq!(fc_stub_drive::parse(&first), Some("MN2HE43UOVRDA"));
+    }
+
+    #[test]
+    fn a_failure_leaves_only_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("imgstub0"), "mine").unwrap();
+        let error = StubDrives::create(dir.path(), &layout()).unwrap_err();
+        assert_eq!(error.file_name, "imgstub0");
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1);
+    }
+}
