@@ -1,1 +1,36 @@
-//! See Cargo.toml's description.
+//! A virtio-vsock device in process, served to QEMU over vhost-user, with
+//! Firecracker's protocol on the host's side.
+//!
+//! - `device`: the public [`VsockDevice`]: threads, start and end.
+//! - `backend`, `queues`: vhost-user and virtqueues; nothing about connections.
+//! - `muxer`: all connections, their sockets' events, ports and limits.
+//! - `connection`, `credit`, `tx_buffer`: one connection; no queues, no epoll.
+//! - `header`, `connect_line`: parsers of what the guest and host programs say.
+//! - `host_sockets`: the Unix sockets themselves.
+//!
+//! One thread moves all data, driven by epoll; a second one answers QEMU's
+//! control messages and a third waits for that to end. The guest is hostile:
+//! whatever it puts into queues and packets ends at worst its own connections,
+//! and costs a bounded amount of memory. What a side has sent is delivered even
+//! if it closes at once.
+//!
+//! Differences from Firecracker's device: `CONNECT` lines may arrive in pieces;
+//! a host program's half-close reaches the guest as a half-close; 8192
+//! connections rather than 1023; closing connections are never cut short by a
+//! timer. As with Firecracker, a host program's request that the guest leaves
+//! unanswered stays open until the program gives up.
+
+mod backend;
+mod connect_line;
+mod connection;
+mod credit;
+mod device;
+mod error;
+mod header;
+mod host_sockets;
+mod muxer;
+mod queues;
+mod tx_buffer;
+
+pub use device::{DeviceEnd, VsockConfig, VsockDevice};
+pub use error::{VsockError, WorkerError};
