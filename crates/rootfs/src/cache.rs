@@ -119,6 +119,13 @@ impl Cache {
             let Ok(file_name) = file.file_name().into_string() else {
                 continue;
             };
+            // Taking the lock of somebody dead and letting go of it removes its file.
+            if let Some(entry) = file_name.strip_suffix(LOCK)
+                && entry != locked
+            {
+                Lock::try_take(&self.dir, entry)?;
+                continue;
+            }
             let Some((entry, _)) = file_name
                 .strip_suffix(TEMPORARY)
                 .and_then(|stem| stem.rsplit_once('.'))

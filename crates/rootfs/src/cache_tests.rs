@@ -91,7 +91,7 @@ fn a_failed_build_leaves_nothing() {
 fn leftovers_of_the_killed_go_and_those_of_the_living_stay() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path()).unwrap();
-    for dead in ["dead.x1.tmp", "a.x2.tmp", "dead.lock"] {
+    for dead in ["dead.x1.tmp", "a.x2.tmp", "dead.lock", "early.lock"] {
         fs::write(dir.path().join(dead), "").unwrap();
     }
     fs::create_dir(dir.path().join("dead.x3.tmp")).unwrap();

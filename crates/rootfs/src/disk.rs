@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::cache::{Cache, CacheError, TEMPORARY};
 use crate::erofs::RootAttributes;
+use crate::program;
 use crate::{DISK_UPPER, DISK_WORK};
 
 const MIB: u64 = 1 << 20;
@@ -91,13 +92,14 @@ fn format(
     size: u64,
     root: RootAttributes,
 ) -> Result<(), DiskError> {
+    let mkfs = program::find(mkfs).ok_or_else(|| DiskError::NotFound(mkfs.into()))?;
     let content = content(file, name, root).map_err(|error| DiskError::Copy(file.into(), error))?;
     File::options()
         .write(true)
         .open(file)
         .and_then(|file| file.set_len(size))
         .map_err(|error| DiskError::Copy(file.into(), error))?;
-    let end = Command::new(mkfs)
+    let end = Command::new(&mkfs)
         .args(["-q", "-F", "-m", "0", "-b", "4096"])
         // The disk does not outlive its container, and a guest that crashes takes the container with it.
         .args(["-O", "^has_journal,^resize_inode"])
@@ -111,16 +113,14 @@ fn format(
         .arg(file)
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| DiskError::Program(mkfs.into(), error))?;
+        .map_err(|error| DiskError::Program(mkfs.clone(), error))?;
     if end.status.success() {
         return Ok(());
     }
     Err(DiskError::Failed {
-        program: mkfs.into(),
+        program: mkfs,
         status: end.status,
-        output: String::from_utf8_lossy(&end.stderr)
-            .trim()
-            .replace('\n', "; "),
+        output: program::last_lines(&end.stderr),
     })
 }
 
@@ -200,13 +200,16 @@ pub enum DiskError {
     /// More bytes than a file can have.
     #[error("A disk of {0} bytes is too large")]
     TooLarge(u64),
-    /// mkfs.ext4 cannot be executed.
-    #[error("The program {0:?} cannot be run; install e2fsprogs")]
+    /// There is no such program.
+    #[error("The program {0:?} is not in PATH; install e2fsprogs")]
+    NotFound(PathBuf),
+    /// The program cannot be executed.
+    #[error("The program {0:?} cannot be run")]
     Program(PathBuf, #[source] io::Error),
     /// mkfs.ext4 failed.
     #[error("{program:?} ended with {status} (e2fsprogs 1.47 or newer is needed): {output}")]
     Failed {
-        /// Its path or name.
+        /// Its path.
         program: PathBuf,
         /// How it ended.
         status: ExitStatus,

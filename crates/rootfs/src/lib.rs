@@ -16,6 +16,7 @@ mod layers;
 mod loop_mount;
 mod merge;
 mod mounts;
+mod program;
 mod sparse;
 
 use std::path::{Path, PathBuf};

@@ -6,7 +6,6 @@
 //! one thread and its `mkfs.erofs` have: no other process sees the mounts, and
 //! they vanish with the two, however they end.
 
-use std::env;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +21,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::layers::{Layer, Layers, identity};
 use crate::loop_mount;
+use crate::program;
 use crate::sparse;
 
 /// Most layers that overlayfs takes (`OVL_MAX_STACK`).
@@ -29,8 +29,6 @@ const MAX_LAYERS: usize = 500;
 /// Directory names in the private tmpfs, next to the layers `0`, `1`, ...
 const MERGED: &str = "merged";
 const EMPTY: &str = "empty";
-/// Lines of mkfs.erofs' output that an error quotes.
-const QUOTED_LINES: usize = 5;
 
 /// Makes images with `mkfs.erofs`.
 #[derive(Debug)]
@@ -43,7 +41,7 @@ pub(crate) struct Merger {
 impl Merger {
     /// `program` is a path or a name to look up in PATH; `mount_point` an existing directory.
     pub(crate) fn new(program: &Path, mount_point: &Path) -> Result<Merger, MergeError> {
-        let program = find(program)?;
+        let program = program::find(program).ok_or_else(|| MergeError::NotFound(program.into()))?;
         let unreadable = |error| MergeError::Program(program.clone(), error);
         // The file's identity stands for its version: asking it would cost a process each time.
         let metadata = fs::metadata(&program).map_err(unreadable)?;
@@ -137,7 +135,7 @@ impl Merger {
         Err(MergeError::Failed {
             program: self.program.clone(),
             status: end.status,
-            output: last_lines(&[end.stdout, end.stderr].concat()),
+            output: program::last_lines(&[end.stdout, end.stderr].concat()),
         })
     }
 }
@@ -178,31 +176,6 @@ fn mount_layers(layers: &Layers) -> Result<(), MergeError> {
         )?)
     };
     overlay().map_err(MergeError::Overlay)
-}
-
-/// Looks a bare name up in PATH.
-fn find(program: &Path) -> Result<PathBuf, MergeError> {
-    if program.components().count() > 1 {
-        return Ok(program.into());
-    }
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        // containerd may run with a PATH without the administrator's programs.
-        .chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
-        .map(|dir| dir.join(program))
-        .find(|candidate| candidate.is_file())
-        .ok_or_else(|| MergeError::NotFound(program.into()))
-}
-
-/// The end of a program's output, for an error.
-fn last_lines(output: &[u8]) -> String {
-    let text = String::from_utf8_lossy(output);
-    let lines: Vec<_> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    lines[lines.len().saturating_sub(QUOTED_LINES)..].join("; ")
 }
 
 /// Why an image could not be made of layers.
@@ -255,12 +228,5 @@ mod tests {
     fn a_missing_program_says_what_to_install() {
         let error = Merger::new(Path::new("mkfs.erofs-nowhere"), Path::new("/")).unwrap_err();
         assert!(error.to_string().contains("install erofs-utils"));
-    }
-
-    #[test]
-    fn errors_quote_the_end_of_the_output() {
-        let output = b"a\n\nb\nc\nd\ne\n  f\n";
-        assert_eq!(last_lines(output), "b; c; d; e; f");
-        assert_eq!(last_lines(b""), "");
     }
 }

@@ -1,0 +1,119 @@
+use super::*;
+
+fn mount(fstype: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        fstype: fstype.into(),
+        source: source.into(),
+        target: String::new(),
+        options: options.iter().map(|option| (*option).into()).collect(),
+    }
+}
+
+fn refused(mounts: &[Mount]) -> String {
+    plan(mounts).unwrap_err().to_string()
+}
+
+#[test]
+fn an_image_file_keeps_type_and_options_but_not_loop() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let Plan::Device(device) = plan(&[mount("xfs", path, &["loop", "rw", "nouuid"])]).unwrap()
+    else {
+        panic!("not a device");
+    };
+    assert_eq!(device.source, file.path());
+    assert_eq!(device.fstype, "xfs");
+    assert_eq!(device.options, ["rw", "nouuid"]);
+    assert!(!device.read_only);
+}
+
+#[test]
+fn read_only_is_an_option_or_the_filesystem_s_nature() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    for given in [
+        mount("ext4", path, &["ro", "loop"]),
+        mount("erofs", path, &["rw"]),
+    ] {
+        let Plan::Device(device) = plan(&[given]).unwrap() else {
+            panic!("not a device");
+        };
+        assert!(device.read_only);
+        assert!(!device.options.contains(&"rw".to_owned()));
+    }
+}
+
+#[test]
+fn an_overlay_s_layers_keep_their_order_and_odd_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let lower: Vec<_> = ["a:b", "c,d", "e\\f"]
+        .map(|name| dir.path().join(name))
+        .into();
+    for path in lower.iter().chain([&dir.path().join("upper")]) {
+        fs::create_dir(path).unwrap();
+    }
+    let lowerdir: Vec<_> = lower
+        .iter()
+        .map(|path| {
+            path.to_str()
+                .unwrap()
+                .replace('\\', "\\\\")
+                .replace(':', "\\:")
+        })
+        .collect();
+    let options = [
+        "index=off".to_owned(),
+        format!("lowerdir={}", lowerdir.join(":")),
+        format!("upperdir={}/upper", dir.path().display()),
+        format!("workdir={}/work", dir.path().display()),
+    ];
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let Plan::Layers { layers, read_only } =
+        plan(&[mount("overlay", "overlay", &options)]).unwrap()
+    else {
+        panic!("not layers");
+    };
+    assert_eq!(
+        layers.layers,
+        lower
+            .clone()
+            .into_iter()
+            .map(Layer::Directory)
+            .collect::<Vec<_>>()
+    );
+    assert!(layers.immutable && !read_only);
+
+    fs::write(dir.path().join("upper/file"), "x").unwrap();
+    let Plan::Layers { layers, .. } = plan(&[mount("overlay", "overlay", &options)]).unwrap()
+    else {
+        panic!("not layers");
+    };
+    assert_eq!(layers.layers[0], Layer::Directory(dir.path().join("upper")));
+    assert!(!layers.immutable);
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let image = file.path().to_str().unwrap();
+    assert!(refused(&[]).contains("no rootfs mount"));
+    let two = [mount("erofs", image, &[]), mount("overlay", "overlay", &[])];
+    assert!(refused(&two).contains("erofs, overlay"));
+    let template = mount("format/mkdir/overlay", "overlay", &[]);
+    assert!(refused(&[template]).contains("format/mkdir/overlay"));
+    assert!(refused(&[mount("ext4", path, &[])]).contains("neither a block device"));
+    assert!(refused(&[mount("ext4", image, &["offset=512"])]).contains("offset=512"));
+    assert!(refused(&[mount("fuse3.x", path, &[])]).contains("fuse3.x"));
+    assert!(refused(&[mount("bind", path, &["uidmap=0:1:2"])]).contains("uidmap=0:1:2"));
+    assert!(refused(&[mount("bind", image, &[])]).contains("no directory"));
+    assert!(refused(&[mount("overlay", "overlay", &[])]).contains("no lowerdir"));
+    let secret = format!("lowerdir={path}::{path}");
+    assert!(refused(&[mount("overlay", "overlay", &[&secret])]).contains("::"));
+    let relative = refused(&[mount("overlay", "overlay", &["lowerdir=a:b"])]);
+    assert!(relative.contains("no absolute path"), "{relative}");
+    let mut inside = mount("bind", path, &[]);
+    inside.target = "/data".into();
+    assert!(refused(&[inside]).contains("/data"));
+}
