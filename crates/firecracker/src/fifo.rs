@@ -1,0 +1,131 @@
+//! FIFOs that a VMM writes its log and metrics to.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::{OpenOptions, Receiver};
+use tokio::task::JoinHandle;
+
+use crate::Tail;
+use crate::tail::LineCutter;
+
+/// Why a FIFO cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FifoError {
+    /// It cannot be made.
+    #[error("Cannot make the FIFO {}", path.display())]
+    Make {
+        /// The FIFO.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// It cannot be opened.
+    #[error("Cannot open the FIFO {}", path.display())]
+    Open {
+        /// The FIFO.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// Reads a FIFO, so that its writer never waits, until it is dropped.
+#[derive(Debug)]
+pub struct FifoDrain {
+    tail: Tail,
+    task: JoinHandle<()>,
+}
+
+impl FifoDrain {
+    /// Makes the FIFO `path` (mode 0600, must not exist) for a VMM's log, whose lines go to `tracing` with their own
+    /// level (target `vmm_log`) and are kept for errors. To be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`FifoError`].
+    pub fn log(path: &Path) -> Result<Self, FifoError> {
+        Self::start(path, log_line)
+    }
+
+    /// As [`FifoDrain::log`] for metrics: the lines, JSON each, are kept and go to `tracing` as traces
+    /// (target `vmm_metrics`). A line longer than 4 KiB is kept in pieces.
+    ///
+    /// # Errors
+    /// [`FifoError`].
+    pub fn metrics(path: &Path) -> Result<Self, FifoError> {
+        Self::start(
+            path,
+            |line| tracing::trace!(target: "vmm_metrics", "{line}"),
+        )
+    }
+
+    /// The last lines, oldest first.
+    #[must_use]
+    pub fn tail(&self) -> Vec<String> {
+        self.tail.lines()
+    }
+
+    /// The same, for [`VmmCommand::log`](crate::VmmCommand::log): outlives the drain.
+    #[must_use]
+    pub fn shared_tail(&self) -> Tail {
+        self.tail.clone()
+    }
+
+    fn start(path: &Path, each: fn(&str)) -> Result<Self, FifoError> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0).map_err(|error| {
+            FifoError::Make {
+                path: path.to_owned(),
+                source: error.into(),
+            }
+        })?;
+        // Open for writing too, so that it never ends: the VMM may open it late, or again.
+        let receiver = OpenOptions::new().read_write(true).open_receiver(path);
+        let receiver = receiver.map_err(|source| {
+            // Ours, and unusable; the first error is the one to report.
+            let _ = std::fs::remove_file(path);
+            FifoError::Open {
+                path: path.to_owned(),
+                source,
+            }
+        })?;
+        let tail = Tail::default();
+        let task = tokio::spawn(drain(receiver, tail.clone(), each));
+        Ok(Self { tail, task })
+    }
+}
+
+impl Drop for FifoDrain {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn drain(mut receiver: Receiver, tail: Tail, each: fn(&str)) {
+    let mut cutter = LineCutter::default();
+    let mut buffer = [0; 4096];
+    // There is always a writer, so no read ends with 0 bytes; an error means that nothing more will come.
+    while let Ok(length @ 1..) = receiver.read(&mut buffer).await {
+        cutter.take(&buffer[..length], |line| {
+            each(&line);
+            tail.push(line);
+        });
+    }
+}
+
+/// Logs `<time> [<id>:<thread>:<LEVEL>:...] <text>`, as Firecracker writes it, with its level.
+fn log_line(line: &str) {
+    let level = line
+        .split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'))
+        .and_then(|(origin, _)| origin.split(':').nth(2));
+    match level {
+        Some("ERROR") => tracing::error!(target: "vmm_log", "{line}"),
+        Some("WARN") => tracing::warn!(target: "vmm_log", "{line}"),
+        Some("DEBUG") => tracing::debug!(target: "vmm_log", "{line}"),
+        Some("TRACE") => tracing::trace!(target: "vmm_log", "{line}"),
+        _ => tracing::info!(target: "vmm_log", "{line}"),
+    }
+}

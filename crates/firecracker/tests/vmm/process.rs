@@ -1,0 +1,271 @@
+//! Processes, with shell scripts in the place of a VMM: the API, where there is one, is served by the test.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::server::Server;
+use fc_client::{ApiError, FifoDrain, LaunchError, Vmm, VmmCommand};
+
+/// A command whose program is the shell script `body`.
+fn command(dir: &Path, body: &str) -> VmmCommand {
+    let binary = dir.join("vmm");
+    write_program(&binary, &format!("#!/bin/sh\n{body}\n"));
+    VmmCommand::new(binary, "vm", dir)
+}
+
+/// Writes an executable file by another process: one that this process has open for writing cannot be run, and
+/// other tests fork while it is open.
+fn write_program(path: &Path, content: &str) {
+    let source = path.with_extension("source");
+    std::fs::write(&source, content).expect("a file");
+    let install = std::process::Command::new("install")
+        .arg("-m755")
+        .args([&source, path])
+        .status();
+    assert!(install.expect("install").success());
+}
+
+fn server(dir: &Path, version: &'static str) -> Server {
+    Server::start(&dir.join("firecracker.sock"), move |_| (200, version))
+}
+
+/// Launches `command` and, once its process runs, serves its API.
+async fn launch(command: VmmCommand, version: &'static str) -> (Result<Vmm, LaunchError>, Server) {
+    let dir = command.dir.clone();
+    let serve = async {
+        let started = dir.join("started");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !started.exists() {
+            assert!(Instant::now() < deadline, "the script did not start");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server(&dir, version)
+    };
+    tokio::join!(Vmm::launch(command), serve)
+}
+
+const VERSION: &str = r#"{"firecracker_version":"1.15.0"}"#;
+
+fn is_gone(pid: u32) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[tokio::test]
+async fn a_vmm_is_launched_and_stopped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = "echo \"$@\"; pwd >&2; echo > started; exec sleep 60";
+    let (vmm, server) = launch(command(dir.path(), script), VERSION).await;
+    let vmm = vmm.expect("a VMM");
+    assert_eq!(vmm.version().to_string(), "1.15.0");
+    assert_eq!(vmm.end(), None);
+    let waiters = [vmm.exited(), vmm.exited()];
+    let end = vmm.stop(Duration::from_secs(5)).await;
+    assert_eq!(end.status.signal(), Some(15));
+    for waiter in waiters {
+        assert_eq!(waiter.await, end);
+    }
+    assert_eq!(vmm.end().as_ref(), Some(&end));
+    assert!(is_gone(vmm.pid()));
+    drop(server);
+    let error = vmm
+        .client()
+        .version()
+        .await
+        .expect_err("a call after the end");
+    assert!(matches!(error, ApiError::VmmGone { .. }), "{error:?}");
+
+    let mut output = end.last_output;
+    output.sort();
+    assert_eq!(output[0], "--api-sock firecracker.sock --id vm");
+    assert_eq!(
+        Path::new(&output[1]),
+        dir.path().canonicalize().expect("the directory")
+    );
+
+    let error = vmm
+        .client()
+        .version()
+        .await
+        .expect_err("a call after the end");
+    assert!(
+        matches!(error, ApiError::VmmGone { .. }) || error.to_string().is_empty(),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_deaf_vmm_is_killed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = "trap '' TERM; echo > started; while :; do sleep 0.05; done";
+    let (vmm, _server) = launch(command(dir.path(), script), VERSION).await;
+    let vmm = vmm.expect("a VMM");
+    let end = vmm.stop(Duration::from_millis(100)).await;
+    assert_eq!(end.status.signal(), Some(9));
+}
+
+#[tokio::test]
+async fn dropping_kills_and_reaps() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (vmm, _server) = launch(
+        command(dir.path(), "echo > started; exec sleep 60"),
+        VERSION,
+    )
+    .await;
+    let vmm = vmm.expect("a VMM");
+    let (pid, exited) = (vmm.pid(), vmm.exited());
+    drop(vmm);
+    assert!(is_gone(pid));
+    assert_eq!(exited.await.status.signal(), Some(9));
+}
+
+#[tokio::test]
+async fn a_vmm_that_dies_says_why() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = "i=0; while [ $i -lt 300 ]; do echo \"line $i\"; i=$((i+1)); done; \
+                  printf '\\033[31mno kernel\\r\\n' >&2; exit 3";
+    let start = Instant::now();
+    let error = Vmm::launch(command(dir.path(), script))
+        .await
+        .expect_err("it exits");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    let message = error.to_string();
+    let LaunchError::Exited { end, .. } = error else {
+        panic!("{message}")
+    };
+    assert_eq!(end.status.code(), Some(3));
+    assert_eq!(end.last_output.len(), 200);
+    assert!(
+        end.last_output.iter().any(|line| line == "no kernel"),
+        "{end:?}"
+    );
+    assert!(
+        message.contains("exit status: 3") && message.contains("\n  line 299"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn a_vmm_that_dies_during_a_call_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let log = FifoDrain::log(&dir.path().join("log.fifo")).expect("a FIFO");
+    let script = "echo '2026 [vm:main:ERROR] bad guest' > log.fifo; echo > started; \
+                  while [ ! -e die ]; do sleep 0.01; done; echo dying; kill -ABRT $$";
+    let mut command = command(dir.path(), script);
+    command.log = Some(log.shared_tail());
+    let (vmm, server) = launch(command, VERSION).await;
+    let vmm = vmm.expect("a VMM");
+    drop(server);
+    std::fs::write(dir.path().join("die"), "").expect("the sign");
+    let error = vmm.client().describe_instance().await.expect_err("it dies");
+    let ApiError::VmmGone { end, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(end.status.signal(), Some(6));
+    assert_eq!(end.last_output, ["dying"]);
+    assert_eq!(end.last_log, ["2026 [vm:main:ERROR] bad guest"]);
+    assert!(
+        error
+            .to_string()
+            .starts_with("The VMM was gone at GET /: the VMM ended with signal: 6")
+    );
+}
+
+#[tokio::test]
+async fn a_silent_vmm_is_given_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut command = command(dir.path(), "echo $$ > pid; echo hello; exec sleep 60");
+    command.ready_bound = Duration::from_millis(300);
+    let error = Vmm::launch(command).await.expect_err("no API");
+    assert!(
+        error.to_string().ends_with("its last output:\n  hello"),
+        "{error}"
+    );
+    let pid = std::fs::read_to_string(dir.path().join("pid")).expect("its id");
+    assert!(is_gone(pid.trim().parse().expect("a number")));
+}
+
+#[tokio::test]
+async fn an_old_vmm_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let version = r#"{"firecracker_version":"1.4.1"}"#;
+    let (vmm, _server) = launch(
+        command(dir.path(), "echo > started; exec sleep 60"),
+        version,
+    )
+    .await;
+    let error = vmm.expect_err("too old");
+    assert!(matches!(error, LaunchError::TooOld { .. }), "{error:?}");
+    assert!(
+        error
+            .to_string()
+            .contains("\"1.4.1\", while at least 1.8.0"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn programs_that_do_not_run_are_told_apart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("text"), "#!/bin/sh\n").expect("a file");
+    std::fs::set_permissions(path("text"), Permissions::from_mode(0o644)).expect("its mode");
+    write_program(&path("garbage"), "\0garbage");
+    write_program(&path("foreign"), "\x7fELF 0123456789abc\0\0");
+    write_program(&path("script"), "#!/nonexistent\n");
+    for (name, problem) in [
+        ("missing", "does not exist"),
+        ("text", "is not an executable file"),
+        ("garbage", "is not a program for this machine"),
+        ("foreign", "is not a program for this machine"),
+        ("script", "interpreter"),
+    ] {
+        let binary = path(name);
+        let error = Vmm::launch(VmmCommand::new(&binary, "vm", dir.path()))
+            .await
+            .expect_err(problem);
+        let message = error.to_string();
+        assert!(
+            message.contains(problem) && message.contains("firecracker_binary_path"),
+            "{message}"
+        );
+        assert!(message.contains(&binary.display().to_string()), "{message}");
+    }
+    let error = Vmm::launch(VmmCommand::new("true", "vm", "/nonexistent")).await;
+    assert!(
+        matches!(error, Err(LaunchError::Directory { .. })),
+        "{error:?}"
+    );
+    std::fs::write(path("firecracker.sock"), "").expect("a file");
+    let error = Vmm::launch(VmmCommand::new("true", "vm", dir.path())).await;
+    assert!(
+        matches!(error, Err(LaunchError::SocketExists { .. })),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_full_log_never_blocks_its_writer() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("metrics.fifo");
+    let drain = FifoDrain::metrics(&path).expect("a FIFO");
+    let again = FifoDrain::metrics(&path).expect_err("it exists");
+    assert!(again.to_string().contains("metrics.fifo"), "{again}");
+    let writer = tokio::task::spawn_blocking(move || {
+        let line = format!("{}\n", "m".repeat(999));
+        std::fs::write(&path, line.repeat(1000) + "{\"last\":1}\n")
+    });
+    writer.await.expect("the writer").expect("a megabyte");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while drain
+        .tail()
+        .last()
+        .is_none_or(|line| line != "{\"last\":1}")
+    {
+        assert!(Instant::now() < deadline, "the last line did not come");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(drain.tail().len() <= 66);
+}
