@@ -1,0 +1,82 @@
+# `make run` and `make test` do all the set-up they need; `make help` lists the rest.
+
+HOST     := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+TARGET   := $(or $(CARGO_TARGET_DIR),target)
+BIN      := $(TARGET)/$(HOST)/release
+BUILD    := build
+GUEST    := $(BUILD)/guest
+RUN_DIR  := $(BUILD)/run
+NEWER    := $(BUILD)/containerd-newer
+
+# What `make run` runs.
+IMAGE    := localhost/busybox:latest
+CMD      := /bin/sh -c 'echo "Hello from Linux $$(uname -r), pid $$$$, in a microVM"'
+# More arguments for firecracker-run, e.g. RUN_ARGS='--repeat 10'.
+RUN_ARGS :=
+
+# Where `make install` puts things; DESTDIR is put before each.
+PREFIX   := /usr/local
+RUNTIME  := /var/lib/firecracker-containerd/runtime
+CONFIG   := /etc/containerd/firecracker-runtime.json
+HOST_BIN := containerd-shim-aws-firecracker firecracker-tcg firecracker-image
+
+.PHONY: help run test lint build guest deps newer install uninstall clean clean-run
+
+help:
+	@echo 'make run        run a container in a microVM under a private containerd'
+	@echo '                (IMAGE=... CMD=... choose another one; RUN_ARGS=--help lists more)'
+	@echo 'make test       every test: unit, integration, end-to-end with real VMs'
+	@echo 'make lint       formatting and clippy, warnings are errors'
+	@echo 'make install    install for the containerd of this machine (PREFIX, DESTDIR)'
+	@echo 'make uninstall  remove what install put there, but not the configuration'
+	@echo 'make clean-run  remove the private containerd and all it stored'
+	@echo 'make clean      remove everything that was built'
+
+run: deps build guest
+	@$(BIN)/firecracker-run --dir $(RUN_DIR) --guest $(GUEST) --image $(IMAGE) $(RUN_ARGS) -- $(CMD)
+
+deps:
+	@scripts/install-deps.sh run
+
+build:
+	@cargo build --release --locked --workspace
+
+guest: build
+	@$(BIN)/firecracker-image build --output $(GUEST) \
+	    --agent $(BIN)/firecracker-agent --initrd-init $(BIN)/firecracker-initrd
+
+newer:
+	@scripts/fetch-containerd.sh trixie $(NEWER)
+
+test:
+	@scripts/install-deps.sh test
+	@$(MAKE) --no-print-directory build guest newer
+	@FC_BIN_DIR=$(abspath $(BIN)) FC_GUEST_DIR=$(abspath $(GUEST)) \
+	    FC_CONTAINERD_NEWER=$(abspath $(NEWER))/usr/bin scripts/test.sh
+
+lint:
+	@cargo fmt --all --check
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+
+install: build guest
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(RUNTIME) $(DESTDIR)$(dir $(CONFIG))
+	install -m 755 $(addprefix $(BIN)/,$(HOST_BIN)) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(GUEST)/default-* $(GUEST)/image.json $(DESTDIR)$(RUNTIME)
+	@if [ -e $(DESTDIR)$(CONFIG) ]; then \
+	    echo '$(CONFIG) is there already: left as it is'; \
+	else \
+	    install -m 644 docs/firecracker-runtime.json $(DESTDIR)$(CONFIG); \
+	    echo 'wrote $(CONFIG)'; \
+	fi
+	@echo 'Now: ctr run --rm --runtime aws.firecracker IMAGE NAME CMD...'
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(HOST_BIN))
+	rm -rf $(DESTDIR)$(RUNTIME)
+
+clean-run:
+	rm -rf $(RUN_DIR)
+
+clean: clean-run
+	rm -rf $(BUILD)
+	cargo clean

@@ -1,0 +1,48 @@
+//! The test image and the private containerd, checked with the machine's own
+//! runc before any VM is involved.
+
+use std::path::PathBuf;
+
+use fc_testbed::containerd::{Containerd, Options};
+use fc_testbed::image;
+
+#[test]
+fn runs_the_test_image_with_runc() {
+    let needed = ["containerd", "runc"];
+    if let Some(missing) = needed.iter().find(|p| !in_path(p)) {
+        println!("SKIPPED: {missing} is not installed");
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let tar = dir.path().join("image.tar");
+    image::write(&tar).expect("test image");
+    let containerd = Containerd::start(Options {
+        dir: dir.path().join("c"),
+        prefix: None,
+        bin_dir: PathBuf::from("/nonexistent"),
+        runtime_config: PathBuf::from("/nonexistent"),
+        extra_config: String::new(),
+    })
+    .expect("containerd starts");
+    containerd.import(image::NAME, &tar).expect("import");
+    let script = format!(
+        "cat /{}; test ! -e /{} && echo merged; exit 7",
+        image::SECOND_LAYER_FILE,
+        image::DELETED_FILE
+    );
+    let output = containerd
+        .ctr_output(&["run", "--rm", image::NAME, "c1", "/bin/sh", "-c", &script])
+        .expect("ctr runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "second\nmerged\n");
+}
+
+fn in_path(program: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|dir| dir.join(program).exists())
+}

@@ -1,0 +1,120 @@
+//! End-to-end tests: stock containerd, the installed shim, real VMs.
+//!
+//! They use public interfaces only: `ctr`, the configuration file, files the
+//! documentation names. What a test needs and the machine lacks makes it
+//! `ignored`, with the reason in its name's kind, never passed.
+//!
+//! Environment (set by `make test`): `FC_BIN_DIR` our binaries, `FC_GUEST_DIR`
+//! output of `firecracker-image`, `FC_CONTAINERD_NEWER` directory with a
+//! containerd newer than the machine's.
+
+mod errors;
+mod exec;
+mod fixture;
+mod lifecycle;
+mod rootfs;
+mod run;
+mod shared_vm;
+
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Conclusion, Trial};
+
+use fixture::{Flavor, Instance, Setup};
+
+/// A test against a running instance with the default configuration.
+type OnInstance = fn(&Instance);
+/// A test that starts instances of its own.
+type OnSetup = fn(&Setup, &Flavor);
+
+fn main() {
+    let mut args = Arguments::from_args();
+    // Two cores: more VMs at once only make each of them slower.
+    args.test_threads.get_or_insert(2);
+    let setup = match Setup::find() {
+        Ok(setup) => Arc::new(setup),
+        Err(missing) => return report_skipped(&args, &missing),
+    };
+    let flavors = setup.flavors();
+    let mut trials = Vec::new();
+    let instances = fixture::Shared::default();
+    for (i, flavor) in flavors.iter().enumerate() {
+        let everywhere = run::SMOKE.iter().chain(exec::SMOKE).chain(rootfs::SMOKE);
+        let first_only = run::TESTS
+            .iter()
+            .chain(exec::TESTS)
+            .chain(rootfs::TESTS)
+            .chain(shared_vm::TESTS);
+        let chosen: Vec<&(&str, OnInstance)> = if i == 0 {
+            everywhere.chain(first_only).collect()
+        } else {
+            everywhere.collect()
+        };
+        for (name, test) in chosen {
+            let (setup, flavor) = (Arc::clone(&setup), flavor.clone());
+            let (instances, test) = (instances.clone(), *test);
+            trials.push(trial(name, &flavor.name.clone(), move || {
+                test(&instances.get(&setup, &flavor));
+            }));
+        }
+        let own = errors::TESTS
+            .iter()
+            .chain(lifecycle::TESTS)
+            .filter(|_| i == 0)
+            .chain(rootfs::NEWER.iter().filter(|_| i > 0));
+        for (name, test) in own {
+            let (setup, flavor, test) = (Arc::clone(&setup), flavor.clone(), *test);
+            trials.push(trial(name, &flavor.name.clone(), move || {
+                test(&setup, &flavor)
+            }));
+        }
+    }
+    if flavors.len() < 2 {
+        for (name, _) in rootfs::NEWER {
+            trials.push(skipped(name, "no newer containerd"));
+        }
+    }
+    let conclusion = libtest_mimic::run(&args, trials);
+    drop(instances.end());
+    let left = setup.leftovers();
+    if left.is_empty() || args.list {
+        conclusion.exit();
+    }
+    println!("left behind by the tests:\n  {}", left.join("\n  "));
+    Conclusion {
+        num_failed: conclusion.num_failed + 1,
+        ..conclusion
+    }
+    .exit();
+}
+
+fn trial(name: &str, kind: &str, test: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+    .with_kind(kind)
+}
+
+fn skipped(name: &str, why: &str) -> Trial {
+    Trial::test(name, || Ok(()))
+        .with_kind(format!("SKIPPED: {why}"))
+        .with_ignored_flag(true)
+}
+
+fn report_skipped(args: &Arguments, missing: &str) {
+    let names = run::SMOKE
+        .iter()
+        .chain(run::TESTS)
+        .chain(exec::SMOKE)
+        .chain(exec::TESTS)
+        .chain(rootfs::SMOKE)
+        .chain(rootfs::TESTS)
+        .chain(shared_vm::TESTS)
+        .map(|(name, _)| name)
+        .chain(errors::TESTS.iter().map(|(name, _)| name))
+        .chain(lifecycle::TESTS.iter().map(|(name, _)| name))
+        .chain(rootfs::NEWER.iter().map(|(name, _)| name));
+    let trials = names.map(|name| skipped(name, missing)).collect();
+    libtest_mimic::run(args, trials).exit();
+}

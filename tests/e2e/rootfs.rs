@@ -1,0 +1,125 @@
+//! A container's root file system from several snapshotters.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use crate::fixture::{Flavor, Instance, Setup, finish};
+use crate::{OnInstance, OnSetup};
+
+/// Run with every containerd.
+pub const SMOKE: &[(&str, OnInstance)] = &[("rootfs::overlayfs_is_merged_and_writable", overlayfs)];
+/// Run with the machine's containerd.
+pub const TESTS: &[(&str, OnInstance)] = &[
+    ("rootfs::native_snapshotter", native),
+    ("rootfs::second_container_reuses_the_image", reused),
+    ("rootfs::read_only_rootfs", read_only),
+];
+/// Need a containerd newer than Debian 12's.
+pub const NEWER: &[(&str, OnSetup)] = &[("rootfs::blockfile_snapshotter", blockfile)];
+
+/// Shows both layers, then writes where the image has content.
+const PROBE: [&str; 3] = [
+    "/bin/sh",
+    "-c",
+    "cat /etc/second-layer; test ! -e /etc/deleted-by-second-layer && echo merged; \
+     echo more >> /etc/second-layer && rm /etc/group && mkdir /new && cat /etc/second-layer; \
+     grep -o ' / [a-z0-9]* ' /proc/mounts",
+];
+
+fn overlayfs(on: &Instance) {
+    for id in ["overlay-1", "overlay-2"] {
+        // The second container must not see what the first wrote.
+        let done = on.run(&[], id, &PROBE).expect(0);
+        assert_eq!(
+            done.text(),
+            "second\nmerged\nsecond\nmore\n / overlay \n",
+            "{}",
+            done.stderr
+        );
+    }
+}
+
+fn native(on: &Instance) {
+    let native = ["--snapshotter", "native"];
+    let unpack = on.containerd.ctr().args(["image", "ls", "-q"]).output();
+    assert!(unpack.expect("ctr").status.success());
+    let done = on.run(&native, "native", &PROBE).expect(0);
+    assert!(
+        done.text().starts_with("second\nmerged\nsecond\nmore\n"),
+        "{done:?}"
+    );
+}
+
+fn reused(on: &Instance) {
+    let images = || {
+        let dir = on.layout.dir.join("image-cache");
+        let mut all: Vec<(String, u64, i64, i64)> = std::fs::read_dir(dir)
+            .expect("image cache")
+            .flatten()
+            .filter(|e| e.path().extension().is_some_and(|x| x == "erofs"))
+            .map(|e| {
+                let meta = e.metadata().expect("stat");
+                let name = e.file_name().to_string_lossy().into_owned();
+                (name, meta.ino(), meta.mtime(), meta.mtime_nsec())
+            })
+            .collect();
+        all.sort();
+        all
+    };
+    on.run(&[], "reuse-1", &["/bin/true"]).expect(0);
+    let before = images();
+    assert!(!before.is_empty());
+    on.run(&[], "reuse-2", &["/bin/true"]).expect(0);
+    assert_eq!(images(), before);
+}
+
+fn read_only(on: &Instance) {
+    let done = on.run(
+        &["--read-only"],
+        "read-only",
+        &[
+            "/bin/sh",
+            "-c",
+            "touch /x 2>/dev/null && echo written || echo refused",
+        ],
+    );
+    assert_eq!(done.expect(0).text(), "refused\n");
+}
+
+/// A snapshot that is an image file goes to the VM as it is, with its own file system.
+fn blockfile(setup: &Setup, flavor: &Flavor) {
+    let scratch = setup.fresh_dir().join("scratch");
+    make_ext4(&scratch, "64M");
+    let extra = format!(
+        r#"[plugins."io.containerd.snapshotter.v1.blockfile"]
+  scratch_file = "{}"
+  fs_type = "ext4"
+  mount_options = []
+  recreate_scratch = false
+"#,
+        scratch.display()
+    );
+    let on = Instance::with(setup, flavor, |_| {}, &extra);
+    // Unpacking for another snapshotter than the default happens in `ctr run`.
+    let done = on
+        .run(
+            &["--snapshotter", "blockfile"],
+            "blockfile",
+            &[
+                "/bin/sh",
+                "-c",
+                "cat /etc/second-layer; grep -o ' / [a-z0-9]* ' /proc/mounts",
+            ],
+        )
+        .expect(0);
+    assert_eq!(done.text(), "second\n / ext4 \n");
+}
+
+fn make_ext4(path: &Path, size: &str) {
+    let mut truncate = std::process::Command::new("truncate");
+    truncate.args(["-s", size]).arg(path);
+    finish(truncate).expect(0);
+    let mut mkfs = std::process::Command::new("mkfs.ext4");
+    mkfs.args(["-q", "-F", "-O", "^has_journal"]).arg(path);
+    finish(mkfs).expect(0);
+}

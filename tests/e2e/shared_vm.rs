@@ -1,0 +1,80 @@
+//! Containers that share a VM by annotation.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::OnInstance;
+use crate::fixture::Instance;
+
+/// Run with the machine's containerd.
+pub const TESTS: &[(&str, OnInstance)] = &[("shared_vm::join_fill_and_leave", join_fill_and_leave)];
+
+const SLEEP: [&str; 2] = ["/bin/sleep", "600"];
+const BOOT_ID: [&str; 2] = ["/bin/cat", "/proc/sys/kernel/random/boot_id"];
+
+/// Joins a VM, fills its slots, frees one and uses it again: one VM for all of it.
+fn join_fill_and_leave(on: &Instance) {
+    let shared = ["--annotation", "aws.firecracker.vm.id=shared"];
+    let vms_before = on.vm_dirs().len();
+    on.run_detached(&shared, "s1", &SLEEP);
+    let first = on.run(&shared, "s2", &BOOT_ID).expect(0).text();
+    let second = on.run(&shared, "s2", &BOOT_ID).expect(0).text();
+    assert_eq!(first, second, "both ran in one VM");
+    assert_eq!(on.vm_dirs().len(), vms_before + 1);
+
+    for id in ["s2", "s3", "s4"] {
+        on.run_detached(&shared, id, &SLEEP);
+    }
+    let fifth = on.run(&shared, "s5", &["/bin/true"]);
+    assert_ne!(fifth.code, 0);
+    assert!(
+        fifth
+            .stderr
+            .contains("There are no remaining drives to be used"),
+        "{}",
+        fifth.stderr
+    );
+    assert!(
+        fifth.stderr.contains("default_container_count"),
+        "names what to set: {}",
+        fifth.stderr
+    );
+    on.remove("s4");
+    on.run(&shared, "s5", &["/bin/true"]).expect(0);
+    for id in ["s1", "s2", "s3"] {
+        on.remove(id);
+    }
+    stop_vm(on, "shared");
+    assert_eq!(on.vm_dirs().len(), vms_before, "{:?}", on.vm_dirs());
+}
+
+/// Ends a VM that outlives its tasks, by the control API at the original's address
+/// ([SHM-7], [PATH-2]): a client of the original must find it there.
+fn stop_vm(on: &Instance, id: &str) {
+    use fc_proto::control::{FirecrackerClient, StopVMRequest};
+    use fc_proto::ttrpc::asynchronous::Client;
+    use fc_proto::ttrpc::context;
+
+    let joined = format!("{}/default/{id}", on.containerd.socket().display());
+    let hash: String = Sha256::digest(joined)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    let socket = format!("unix:///run/containerd/s/{hash}-fccontrol");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(async {
+        let client = Client::connect(&socket).await.expect("connect");
+        let mut request = StopVMRequest::new();
+        request.VMID = id.to_owned();
+        request.TimeoutSeconds = 10;
+        let context = context::with_duration(Duration::from_secs(15));
+        FirecrackerClient::new(client)
+            .stop_vm(context, &request)
+            .await
+            .expect("StopVM");
+    });
+}
