@@ -387,3 +387,7 @@ fn control(op: u16) -> Header {
         ..Header::default()
     }
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

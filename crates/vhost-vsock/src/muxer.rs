@@ -400,3 +400,7 @@ impl AsFd for Muxer {
         self.epoll.as_fd()
     }
 }
+
+#[cfg(test)]
+#[path = "muxer_tests.rs"]
+mod tests;
