@@ -9,7 +9,10 @@ use tokio::net::unix::pipe::{OpenOptions, Receiver};
 use tokio::task::JoinHandle;
 
 use crate::Tail;
-use crate::tail::LineCutter;
+use crate::tail::{LineCutter, MAX_LINE};
+
+/// Longest line of metrics in bytes: all of them are in one, which grows with every device.
+const MAX_METRICS: usize = 64 << 10;
 
 /// Why a FIFO cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,17 +49,18 @@ impl FifoDrain {
     /// # Errors
     /// [`FifoError`].
     pub fn log(path: &Path) -> Result<Self, FifoError> {
-        Self::start(path, log_line)
+        Self::start(path, MAX_LINE, log_line)
     }
 
     /// As [`FifoDrain::log`] for metrics: the lines, JSON each, are kept and go to `tracing` as traces
-    /// (target `vmm_metrics`). A line longer than 4 KiB is kept in pieces.
+    /// (target `vmm_metrics`).
     ///
     /// # Errors
     /// [`FifoError`].
     pub fn metrics(path: &Path) -> Result<Self, FifoError> {
         Self::start(
             path,
+            MAX_METRICS,
             |line| tracing::trace!(target: "vmm_metrics", "{line}"),
         )
     }
@@ -73,7 +77,7 @@ impl FifoDrain {
         self.tail.clone()
     }
 
-    fn start(path: &Path, each: fn(&str)) -> Result<Self, FifoError> {
+    fn start(path: &Path, max_line: usize, each: fn(&str)) -> Result<Self, FifoError> {
         let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0).map_err(|error| {
             FifoError::Make {
@@ -92,7 +96,12 @@ impl FifoDrain {
             }
         })?;
         let tail = Tail::default();
-        let task = tokio::spawn(drain(receiver, tail.clone(), each));
+        let task = tokio::spawn(drain(
+            receiver,
+            LineCutter::new(max_line),
+            tail.clone(),
+            each,
+        ));
         Ok(Self { tail, task })
     }
 }
@@ -103,8 +112,7 @@ impl Drop for FifoDrain {
     }
 }
 
-async fn drain(mut receiver: Receiver, tail: Tail, each: fn(&str)) {
-    let mut cutter = LineCutter::default();
+async fn drain(mut receiver: Receiver, mut cutter: LineCutter, tail: Tail, each: fn(&str)) {
     let mut buffer = [0; 4096];
     // There is always a writer, so no read ends with 0 bytes; an error means that nothing more will come.
     while let Ok(length @ 1..) = receiver.read(&mut buffer).await {

@@ -11,6 +11,9 @@ const MAX_LINES: usize = 200;
 /// Bytes that are kept, of all lines together.
 const MAX_BYTES: usize = 64 << 10;
 
+/// Longest line in bytes, of a log or a console.
+pub(crate) const MAX_LINE: usize = 4096;
+
 /// The last lines of an output: at most 200, at most 64 KiB, without control characters. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Tail {
@@ -43,19 +46,27 @@ impl Tail {
 }
 
 /// Cuts a stream of bytes into clean lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LineCutter {
     partial: Vec<u8>,
+    max_line: usize,
 }
 
 impl LineCutter {
-    /// Takes `bytes` and gives every line that they complete to `each`. A line longer than
-    /// [`text::MAX_LINE`] is cut into several. Empty lines are left out.
+    /// Lines longer than `max_line` bytes will be cut into several.
+    pub(crate) fn new(max_line: usize) -> Self {
+        Self {
+            partial: Vec::new(),
+            max_line,
+        }
+    }
+
+    /// Takes `bytes` and gives every line that they complete to `each`. Empty lines are left out.
     pub(crate) fn take(&mut self, bytes: &[u8], mut each: impl FnMut(String)) {
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let mut piece = piece;
-            while self.partial.len() + piece.len() > text::MAX_LINE {
-                let (start, rest) = piece.split_at(text::MAX_LINE - self.partial.len());
+            while self.partial.len() + piece.len() > self.max_line {
+                let (start, rest) = piece.split_at(self.max_line - self.partial.len());
                 self.partial.extend_from_slice(start);
                 piece = rest;
                 self.finish(&mut each);
@@ -69,7 +80,7 @@ impl LineCutter {
 
     /// Gives what came after the last newline to `each`.
     pub(crate) fn finish(&mut self, mut each: impl FnMut(String)) {
-        let line = text::excerpt(&self.partial);
+        let line = text::clean(&self.partial);
         self.partial.clear();
         if !line.is_empty() {
             each(line);
@@ -91,14 +102,14 @@ mod tests {
         assert_eq!(lines.len(), MAX_LINES);
         assert_eq!(lines[MAX_LINES - 1], "line 999");
         for _ in 0..100 {
-            tail.push("x".repeat(text::MAX_LINE));
+            tail.push("x".repeat(MAX_LINE));
         }
-        assert_eq!(tail.lines().len(), MAX_BYTES / text::MAX_LINE);
+        assert_eq!(tail.lines().len(), MAX_BYTES / MAX_LINE);
     }
 
     #[test]
     fn lines_are_cut_wherever_the_reads_end() {
-        let mut cutter = LineCutter::default();
+        let mut cutter = LineCutter::new(MAX_LINE);
         let mut lines = Vec::new();
         for chunk in [&b"one\r\ntw"[..], b"o\n\nthr", b"ee"] {
             cutter.take(chunk, |line| lines.push(line));

@@ -1,23 +1,33 @@
 //! Text from a VMM or its guest, made fit for a log or an error.
 
-/// Longest text in bytes; longer ones are cut.
-pub(crate) const MAX_LINE: usize = 4096;
+/// Longest [`excerpt`] in bytes of its source.
+const MAX_EXCERPT: usize = 4096;
 
-/// `bytes` as text on one line, without control characters and terminal sequences, at most [`MAX_LINE`] long.
+/// The start of `bytes` as [`clean`] text.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_LINE)]);
+    clean(&bytes[..bytes.len().min(MAX_EXCERPT)])
+}
+
+/// `bytes` as text on one line that does nothing to a terminal: without control characters, terminal sequences,
+/// and characters that are not seen or change the direction of others.
+pub(crate) fn clean(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
     let mut clean = String::with_capacity(text.len());
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {
         match c {
             '\u{1b}' => skip_sequence(&mut rest),
             '\t' | '\n' => clean.push(' '),
-            c if c.is_control() => {}
+            c if c.is_control() || is_invisible(c) => {}
             c => clean.push(c),
         }
     }
     clean.truncate(clean.trim_end().len());
     clean
+}
+
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// Skips what follows an escape: `[`, parameters and a final letter, or one character.
@@ -43,6 +53,7 @@ mod tests {
         assert_eq!(excerpt(b"a\tb\0\x07c\x1bMd \xff"), "a bcd \u{fffd}");
         assert_eq!(excerpt(b"cut \x1b["), "cut");
         assert_eq!(excerpt(b"\x1b[2\x1b[3mtext"), "text");
-        assert!(excerpt(&[b'x'; 10_000]).len() == MAX_LINE);
+        assert_eq!(clean("a\u{202e}b".as_bytes()), "ab");
+        assert_eq!(excerpt(&[b'x'; 10_000]).len(), MAX_EXCERPT);
     }
 }

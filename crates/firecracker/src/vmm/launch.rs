@@ -160,18 +160,13 @@ async fn ready(
     while !socket.try_exists().map_err(unusable)? {
         next_event(created).await.map_err(unusable)?;
     }
-    let answer = loop {
-        match vmm.client().version().await {
-            Err(ApiError::Connect { source, .. })
-                if source.kind() == io::ErrorKind::ConnectionRefused =>
-            {
-                sleep(LISTEN_INTERVAL).await;
-            }
-            answer => break answer,
-        }
-    };
+    while let Err(error) = fc_vsock::unix::connect(socket).await
+        && error.kind() == io::ErrorKind::ConnectionRefused
+    {
+        sleep(LISTEN_INTERVAL).await;
+    }
     let binary = || command.binary.clone();
-    match answer {
+    match vmm.client().version().await {
         Ok(answer) => match Version::parse(&answer.firecracker_version) {
             Some(version) if version >= MINIMUM_VERSION => Ok(version),
             _ => Err(LaunchError::TooOld {

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
 use crate::Tail;
-use crate::tail::LineCutter;
+use crate::tail::{LineCutter, MAX_LINE};
 
 /// Reads `stream` to its end, so that the writer never waits, and keeps its last lines.
 pub(super) struct Output {
@@ -38,7 +38,7 @@ impl Output {
     }
 
     pub(super) async fn drain(mut self) {
-        let mut cutter = LineCutter::default();
+        let mut cutter = LineCutter::new(MAX_LINE);
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = self.stream.read(&mut buffer).await {
             cutter.take(&buffer[..length], |line| self.keep(line));

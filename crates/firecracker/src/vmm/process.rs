@@ -25,7 +25,8 @@ const DROP_BOUND: Duration = Duration::from_secs(1);
 /// A running VMM process. It is killed when this is dropped, and by the kernel when this process dies.
 ///
 /// To be launched in a tokio runtime, **from a thread that lives as long as the VMM should**: the kernel kills it
-/// when that thread ends. In a current-thread runtime on the main thread that is the process.
+/// when that thread ends. In a current-thread runtime on the main thread that is the process. Nothing else in this
+/// process may wait for children that are not its own, or the VMM's end stays unknown.
 #[derive(Debug)]
 pub struct Vmm {
     process: Arc<Process>,
@@ -78,7 +79,7 @@ impl Vmm {
             )?);
         }
         let ended = readiness::readable(process.pidfd.try_clone()?)?;
-        tokio::spawn(watch(
+        tokio::spawn(follow(
             process,
             ended,
             outputs,
@@ -213,7 +214,7 @@ impl Process {
 }
 
 /// Follows a process to its end, and tells `sender`.
-async fn watch(
+async fn follow(
     process: Arc<Process>,
     ended: AsyncFd<OwnedFd>,
     outputs: Vec<Output>,

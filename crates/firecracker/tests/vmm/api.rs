@@ -125,7 +125,7 @@ async fn refusals_carry_the_vmms_words_and_state() {
 async fn calls_are_bounded_and_recover() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("api.sock");
-    let client = Client::new(&socket).with_bound(Duration::from_millis(50));
+    let client = Client::new(&socket).with_bound(Duration::from_millis(500));
     let error = client.version().await.expect_err("no socket");
     assert!(matches!(error, ApiError::Connect { .. }), "{error:?}");
 
@@ -138,7 +138,7 @@ async fn calls_are_bounded_and_recover() {
     let start = Instant::now();
     let error = client.vm_config().await.expect_err("never answered");
     assert!(matches!(error, ApiError::TimedOut { .. }), "{error:?}");
-    assert!(start.elapsed() < Duration::from_millis(500));
+    assert!(start.elapsed() < Duration::from_secs(2));
     client
         .version()
         .await

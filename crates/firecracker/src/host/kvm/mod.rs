@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use rustix::io::Errno;
+
 #[cfg(target_arch = "x86_64")]
 mod bounded;
 #[cfg(target_arch = "x86_64")]
@@ -70,8 +72,14 @@ fn not_opened(error: std::io::Error) -> Kvm {
         std::io::ErrorKind::PermissionDenied => Kvm::Denied {
             why: error.to_string(),
         },
-        // ENODEV, ENXIO: the node exists and no driver is behind it.
-        _ if matches!(error.raw_os_error(), Some(6 | 19)) => Kvm::Absent,
+        // The node exists, and no driver is behind it.
+        _ if matches!(
+            Errno::from_io_error(&error),
+            Some(Errno::NODEV | Errno::NXIO)
+        ) =>
+        {
+            Kvm::Absent
+        }
         _ => Kvm::Unusable {
             why: format!("/dev/kvm: {error}"),
         },
