@@ -2,30 +2,25 @@
 
 /// Whether the host is an Intel x86_64: the only one for which Firecracker's built-in template `T2` is made.
 #[must_use]
+#[cfg(target_arch = "x86_64")]
 pub fn is_intel() -> bool {
-    cfg!(target_arch = "x86_64")
-        && std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpuinfo| vendor_is_intel(&cpuinfo))
+    // The processor itself is asked: /proc/cpuinfo takes milliseconds.
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)
 }
 
-fn vendor_is_intel(cpuinfo: &str) -> bool {
-    cpuinfo
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .any(|(key, value)| key.trim() == "vendor_id" && value.trim() == "GenuineIntel")
+/// Whether the host is an Intel x86_64: the only one for which Firecracker's built-in template `T2` is made.
+#[must_use]
+#[cfg(not(target_arch = "x86_64"))]
+pub fn is_intel() -> bool {
+    false
 }
 
 #[cfg(test)]
 mod tests {
-    use super::vendor_is_intel;
-
     #[test]
-    fn vendor_is_read() {
-        assert!(vendor_is_intel(
-            "processor\t: 0\nvendor_id\t: GenuineIntel\n"
-        ));
-        assert!(!vendor_is_intel(
-            "processor\t: 0\nvendor_id\t: AuthenticAMD\n"
-        ));
-        assert!(!vendor_is_intel(""));
+    fn the_kernel_agrees() {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").expect("cpuinfo");
+        assert_eq!(super::is_intel(), cpuinfo.contains("GenuineIntel"));
     }
 }

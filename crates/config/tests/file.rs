@@ -188,3 +188,47 @@ fn an_initrd_belongs_to_its_kernel() {
     assert_eq!(config.initrd_for(Path::new("/k")), Some(Path::new("/i")));
     assert_eq!(config.initrd_for(Path::new("/other")), None);
 }
+
+/// Whatever is done to a file, it is read or refused with a place in it.
+#[test]
+fn any_text_is_read_or_refused() {
+    let valid = r#"{"vcpu_count": 2, "jailer": {"runc_binary_path": "runc"}, "log_levels": ["info"],
+        "default_network_interfaces": [{"StaticConfig": {"HostDevName": "tap0", "MacAddress": "06:00:ac:10:00:02",
+        "IPConfig": {"PrimaryAddr": "192.0.2.2/24", "Nameservers": ["192.0.2.53"]}}}]}"#;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("runtime.json");
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % 1_000_003).expect("a small number") % below
+    };
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..1_500 {
+        let mut text = valid.as_bytes().to_vec();
+        for _ in 0..=random(3) {
+            let at = random(text.len());
+            match random(4) {
+                0 => drop(text.remove(at)),
+                1 => text.insert(at, b"{}[]\",:0-n\\ "[random(12)]),
+                2 => text[at] = b"{}[]\",:0-n\\x"[random(12)],
+                _ => text.truncate(at.max(1)),
+            }
+        }
+        std::fs::write(&path, &text).expect("the file");
+        match Config::load_from(&path) {
+            Ok(_) => read += 1,
+            Err(ConfigError::Syntax { place, .. } | ConfigError::Value { place, .. }) => {
+                let lines = text.split(|&byte| byte == b'\n').count();
+                assert!(
+                    (1..=lines).contains(&place.line) && place.column >= 1,
+                    "{place}"
+                );
+                refused += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(read > 50 && refused > 50, "{read} read, {refused} refused");
+}

@@ -269,3 +269,39 @@ async fn a_full_log_never_blocks_its_writer() {
     }
     assert!(drain.tail().len() <= 66, "more than 64 KiB is kept");
 }
+
+/// Where [`launch_and_abort`] has its VMM; set only for the process that is to die.
+const ABORT_DIR: &str = "FC_CLIENT_TEST_ABORT_DIR";
+
+/// Not a test: what the child process of [`a_vmm_dies_with_its_parent`] does.
+#[tokio::test]
+#[ignore = "only for the child process of another test"]
+async fn launch_and_abort() {
+    let Some(dir) = std::env::var_os(ABORT_DIR) else {
+        println!("SKIPPED: only for the child process of another test");
+        return;
+    };
+    let script = "echo $$ > pid; echo > started; exec sleep 60";
+    let (vmm, _server) = launch(command(Path::new(&dir), script), VERSION).await;
+    vmm.expect("a VMM");
+    std::process::abort();
+}
+
+#[test]
+fn a_vmm_dies_with_its_parent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let status = std::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["process::launch_and_abort", "--exact", "--ignored"])
+        .env(ABORT_DIR, dir.path())
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert_eq!(status.expect("the child").signal(), Some(6));
+    let pid = std::fs::read_to_string(dir.path().join("pid")).expect("the VMM's id");
+    let stat = format!("/proc/{}/stat", pid.trim());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    // Whoever inherited it may take its time to reap it: a zombie is dead too.
+    while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < deadline, "the VMM outlived its parent");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
