@@ -44,7 +44,7 @@ pub const DISK_WORK: &str = "work";
 /// The host's part of the settings, the same for every container.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Directory of the shared images; made when missing, mode 0711.
+    /// Absolute path of the shared images' directory; made when missing, mode 0711.
     pub cache_dir: PathBuf,
     /// The program `mkfs.erofs` (erofs-utils 1.5 or newer): a path, or a name to look up in PATH.
     pub mkfs_erofs: PathBuf,
@@ -63,7 +63,7 @@ impl Settings {
     }
 }
 
-/// Where the files of one container go. Neither may exist yet.
+/// Where the files of one container go: absolute paths of files that do not exist yet.
 #[derive(Debug, Clone)]
 pub struct ContainerFiles {
     /// The writable disk.
@@ -118,6 +118,11 @@ impl Rootfs {
         let settings = Arc::clone(&self.settings);
         let mounts = mounts.to_vec();
         let files = files.clone();
+        for path in [&settings.cache_dir, &files.disk, &files.image] {
+            if !path.is_absolute() {
+                return Err(RootfsError::RelativePath(path.clone()));
+            }
+        }
         match tokio::task::spawn_blocking(move || prepare(&settings, &mounts, &files)).await {
             Ok(result) => result,
             Err(stopped) => Err(RootfsError::Stopped(stopped)),
@@ -185,6 +190,9 @@ pub enum RootfsError {
     /// The writable disk could not be made.
     #[error("The container's writable disk cannot be made")]
     Disk(#[from] DiskError),
+    /// A path of the caller's depends on a working directory.
+    #[error("{0:?} is not an absolute path; the image cache and a container's files need one")]
+    RelativePath(PathBuf),
     /// The thread that did the work ended early: it panicked, or the runtime is shutting down.
     #[error("Preparing the container's rootfs was stopped")]
     Stopped(#[source] tokio::task::JoinError),

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{Mode, OFlags, SeekFrom, open, seek};
 
 /// Bytes of holes in one file from which it pays to keep them. Fewer are simply stored as zeros.
 const WORTH_KEEPING: u64 = 1 << 20;
@@ -40,7 +40,9 @@ fn looks_sparse(metadata: &Metadata) -> bool {
 
 /// Tells holes from compression, which also makes a file occupy less than its length.
 fn begins_hole_early(path: &Path) -> io::Result<bool> {
-    let file = File::open(path)?;
+    // A plain directory may change while it is read; whatever takes the file's place is not followed nor waited for.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
     Ok(seek(&file, SeekFrom::Hole(0))? < file.metadata()?.len())
 }
 
