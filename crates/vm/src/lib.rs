@@ -12,6 +12,7 @@ pub mod dir;
 pub mod ident;
 pub mod launch;
 pub mod lock;
+pub mod machine;
 pub mod process;
 pub mod state;
 pub mod timeline;

@@ -1,0 +1,264 @@
+//! A task's bundle: what its `config.json` says about the VM, and the files the shim adds.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fc_config::Config;
+use serde::Deserialize;
+
+/// Annotation that names the VM a container runs in. Containers with the same value share it.
+pub const VM_ID: &str = "aws.firecracker.vm.id";
+/// Annotation with the least memory, in MiB, of a VM that `start` creates.
+pub const VM_MEMORY_MIB: &str = "aws.firecracker.vm.memory_mib";
+/// Annotation with the least number of virtual CPUs of a VM that `start` creates.
+pub const VM_VCPUS: &str = "aws.firecracker.vm.vcpus";
+
+/// The container's configuration.
+pub const CONFIG: &str = "config.json";
+/// FIFO from which containerd reads the shim's log.
+pub const LOG: &str = "log";
+/// File with the shim's address, read by containerd after its restart.
+pub const ADDRESS: &str = "address";
+/// File with the id of the VM, read by `delete`.
+pub const VM_ID_FILE: &str = "vm-id";
+
+const MIB: u64 = 1 << 20;
+
+/// Why a bundle cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// A file could not be read or written.
+    #[error("Cannot {action} {}", path.display())]
+    File {
+        /// `read` or `write`.
+        action: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// `config.json` is no container configuration.
+    #[error("{} is not a container's configuration", path.display())]
+    Malformed {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// An annotation is not the number it must be.
+    #[error("Annotation {name} must be a positive whole number, not {value:?}")]
+    Annotation {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// The parts of `config.json` that concern the VM.
+#[derive(Debug, Default, Deserialize)]
+pub struct Spec {
+    #[serde(default)]
+    annotations: HashMap<String, String>,
+    #[serde(default)]
+    linux: Linux,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Linux {
+    #[serde(default)]
+    resources: Resources,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Resources {
+    #[serde(default)]
+    memory: Memory,
+    #[serde(default)]
+    cpu: Cpu,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Memory {
+    /// Bytes; -1 or 0 for none.
+    limit: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Cpu {
+    /// Microseconds of CPU per period; -1 or 0 for no limit.
+    quota: Option<i64>,
+    /// Microseconds.
+    period: Option<u64>,
+}
+
+/// Size of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+}
+
+impl Spec {
+    /// Reads the configuration in `bundle`.
+    ///
+    /// # Errors
+    /// When it is missing or malformed.
+    pub fn read(bundle: &Path) -> Result<Self, BundleError> {
+        let path = bundle.join(CONFIG);
+        let text = std::fs::read(&path).map_err(|source| BundleError::File {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        serde_json::from_slice(&text).map_err(|source| BundleError::Malformed { path, source })
+    }
+
+    /// The VM that the container asks for; `None`: one of its own.
+    #[must_use]
+    pub fn vm_id(&self) -> Option<&str> {
+        self.annotations.get(VM_ID).map(String::as_str)
+    }
+
+    /// Size of a VM made for this container: the configuration's, raised by the annotations
+    /// or, where there is none, by the container's own limits (plus the guest's overhead).
+    ///
+    /// # Errors
+    /// When an annotation is no positive number.
+    pub fn vm_size(&self, config: &Config) -> Result<Size, BundleError> {
+        let resources = &self.linux.resources;
+        let memory = match self.number(VM_MEMORY_MIB)? {
+            Some(mib) => Some(mib),
+            None => positive(resources.memory.limit).map(|bytes| {
+                saturating_u32(bytes.div_ceil(MIB)).saturating_add(config.mem_overhead_mib)
+            }),
+        };
+        let vcpus = match self.number(VM_VCPUS)? {
+            Some(vcpus) => Some(vcpus),
+            None => positive(resources.cpu.quota)
+                .zip(resources.cpu.period.filter(|p| *p > 0))
+                .map(|(quota, period)| {
+                    saturating_u32(quota.div_ceil(period)).min(fc_vm::machine::MAX_VCPUS)
+                }),
+        };
+        Ok(Size {
+            memory_mib: memory.unwrap_or(0).max(config.mem_size_mib),
+            vcpus: vcpus.unwrap_or(0).max(config.vcpu_count),
+        })
+    }
+
+    fn number(&self, name: &'static str) -> Result<Option<u32>, BundleError> {
+        let Some(value) = self.annotations.get(name) else {
+            return Ok(None);
+        };
+        match value.parse() {
+            Ok(number) if number > 0 => Ok(Some(number)),
+            _ => Err(BundleError::Annotation {
+                name,
+                value: value.clone(),
+            }),
+        }
+    }
+}
+
+/// Writes one of the shim's files into `bundle`.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write(bundle: &Path, name: &str, content: &str) -> Result<(), BundleError> {
+    let path = bundle.join(name);
+    std::fs::write(&path, content).map_err(|source| BundleError::File {
+        action: "write",
+        path,
+        source,
+    })
+}
+
+fn positive(number: Option<i64>) -> Option<u64> {
+    number
+        .and_then(|n| u64::try_from(n).ok())
+        .filter(|n| *n > 0)
+}
+
+fn saturating_u32(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            mem_size_mib: 128,
+            mem_overhead_mib: 64,
+            vcpu_count: 1,
+            ..Config::default()
+        }
+    }
+
+    fn size(json: &str) -> Result<Size, BundleError> {
+        serde_json::from_str::<Spec>(json)
+            .unwrap()
+            .vm_size(&config())
+    }
+
+    #[test]
+    fn size_is_the_default_raised() {
+        let default = Size {
+            memory_mib: 128,
+            vcpus: 1,
+        };
+        assert_eq!(size("{}").unwrap(), default);
+        assert_eq!(
+            size(r#"{"linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1,"period":100000}}}}"#)
+                .unwrap(),
+            default
+        );
+        let limited = r#"{"linux":{"resources":{"memory":{"limit":268435457},"cpu":{"quota":150000,"period":100000}}}}"#;
+        let raised = Size {
+            memory_mib: 257 + 64,
+            vcpus: 2,
+        };
+        assert_eq!(size(limited).unwrap(), raised);
+        let annotated = r#"{"annotations":{"aws.firecracker.vm.memory_mib":"512","aws.firecracker.vm.vcpus":"4"},
+            "linux":{"resources":{"memory":{"limit":268435457}}}}"#;
+        let annotated = size(annotated).unwrap();
+        assert_eq!((annotated.memory_mib, annotated.vcpus), (512, 4));
+        let lower = r#"{"annotations":{"aws.firecracker.vm.memory_mib":"5"}}"#;
+        assert_eq!(size(lower).unwrap(), default);
+    }
+
+    #[test]
+    fn a_wrong_annotation_is_named() {
+        for value in ["0", "-1", "many", ""] {
+            let json = format!(r#"{{"annotations":{{"{VM_MEMORY_MIB}":"{value}"}}}}"#);
+            let error = size(&json).unwrap_err().to_string();
+            assert!(error.contains(VM_MEMORY_MIB), "{error}");
+        }
+    }
+
+    #[test]
+    fn reads_the_annotation_that_names_the_vm() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Spec::read(dir.path()),
+            Err(BundleError::File { .. })
+        ));
+        write(
+            dir.path(),
+            CONFIG,
+            r#"{"annotations":{"aws.firecracker.vm.id":"vm1"}}"#,
+        )
+        .unwrap();
+        assert_eq!(Spec::read(dir.path()).unwrap().vm_id(), Some("vm1"));
+        write(dir.path(), CONFIG, "[").unwrap();
+        assert!(matches!(
+            Spec::read(dir.path()),
+            Err(BundleError::Malformed { .. })
+        ));
+    }
+}

@@ -1,0 +1,144 @@
+//! `delete`: containerd is done with a task, or thinks that its shim is.
+//!
+//! It runs after every normal end, and when containerd lost the shim. In the first case there is
+//! nothing left to do. In the second either the shim is dead, and what it left is undone here; or
+//! it lives, and the task is ended through it: containerd forgets the task now, so nobody else would.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fc_config::Config;
+use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
+use fc_proto::protobuf::{Message, MessageField};
+use fc_proto::task::TaskClient;
+use fc_proto::task::api::{
+    DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest,
+};
+use fc_proto::ttrpc::asynchronous::Client;
+use fc_proto::ttrpc::asynchronous::transport::Socket;
+use fc_proto::ttrpc::context::{Context, with_duration};
+use fc_vm::lock::{LockError, StartLock};
+use fc_vm::machine::NAMESPACE_KEY;
+use fc_vm::state::{self, UndoError};
+use fc_vm::{address, ident};
+
+use crate::args::Args;
+use crate::bundle;
+use crate::start::{self, StartError};
+
+/// Exit status of a task that was not seen to end: as if killed.
+const KILLED: u32 = 128 + 9;
+const SIGKILL: u32 = 9;
+/// Bound on each call to a shim that lives.
+const CALL_BOUND: Duration = Duration::from_secs(3);
+
+/// Why something could not be cleaned up.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// The configuration, or an invalid name.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] fc_config::ConfigError),
+    /// The VM's lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Something that a dead shim left.
+    #[error("Cannot clean up after the VM's shim")]
+    Undo(#[source] UndoError),
+    /// The async runtime.
+    #[error("Cannot talk to the VM's shim")]
+    Runtime(#[source] io::Error),
+    /// The answer.
+    #[error("Cannot encode the answer")]
+    Encoding(#[from] fc_proto::protobuf::Error),
+}
+
+/// Runs `delete`; answers the encoded `DeleteResponse`.
+pub fn run(args: &Args) -> Result<Vec<u8>, DeleteError> {
+    if let Some(vm_id) = vm_id(args) {
+        clean_up(args, &vm_id)?;
+    }
+    Ok(DeleteResponse {
+        exit_status: KILLED,
+        exited_at: MessageField::some(Timestamp::now()),
+        ..DeleteResponse::default()
+    }
+    .write_to_bytes()?)
+}
+
+/// The VM of the task, as `start` noted it. Without the note `start` failed and left nothing.
+fn vm_id(args: &Args) -> Option<String> {
+    let bundle = if args.bundle.as_os_str().is_empty() {
+        PathBuf::from(".")
+    } else {
+        args.bundle.clone()
+    };
+    let vm_id = std::fs::read_to_string(bundle.join(bundle::VM_ID_FILE)).ok()?;
+    ident::validate(&vm_id).ok().map(|()| vm_id)
+}
+
+fn clean_up(args: &Args, vm_id: &str) -> Result<(), DeleteError> {
+    let config = Config::load()?.config;
+    let dir = start::vm_dir(&config, &args.namespace, vm_id)?;
+    let Some(start_lock) = StartLock::take_existing(&dir)? else {
+        return Ok(());
+    };
+    let shim_lock = start_lock.try_shim_lock()?;
+    if shim_lock.is_some() {
+        return match state::undo(&dir).into_iter().next() {
+            Some(error) => Err(DeleteError::Undo(error)),
+            None => Ok(()),
+        };
+    }
+    drop(start_lock);
+    let socket = address::task_socket(&args.address, &args.namespace, vm_id);
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(DeleteError::Runtime)?
+        .block_on(end_task(args, &socket));
+    Ok(())
+}
+
+/// Ends the task in a shim that lives. A shim that does not know the task, or ends itself, is
+/// left alone; so every failure here means that there is nothing to do.
+async fn end_task(args: &Args, socket: &Path) {
+    let Ok(stream) = fc_vsock::unix::connect(socket).await else {
+        return;
+    };
+    let shim = TaskClient::new(Client::new(Socket::new(stream)));
+    let id = args.id.clone();
+    let kill = KillRequest {
+        id: id.clone(),
+        signal: SIGKILL,
+        all: true,
+        ..KillRequest::default()
+    };
+    if shim.kill(context(args), &kill).await.is_ok() {
+        let wait = WaitRequest {
+            id: id.clone(),
+            ..WaitRequest::default()
+        };
+        let _ = shim.wait(context(args), &wait).await;
+    }
+    let delete = DeleteRequest {
+        id: id.clone(),
+        ..DeleteRequest::default()
+    };
+    if shim.delete(context(args), &delete).await.is_ok() {
+        let shutdown = ShutdownRequest {
+            id,
+            ..ShutdownRequest::default()
+        };
+        let _ = shim.shutdown(context(args), &shutdown).await;
+    }
+}
+
+fn context(args: &Args) -> Context {
+    let mut context = with_duration(CALL_BOUND);
+    context.set(NAMESPACE_KEY.to_owned(), vec![args.namespace.clone()]);
+    context
+}

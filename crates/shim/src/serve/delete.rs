@@ -1,0 +1,95 @@
+//! Delete: a process and, with a container's first one, all that the container has.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fc_proto::protobuf::MessageField;
+use fc_proto::task::api::{DeleteRequest, DeleteResponse};
+use fc_proto::ttrpc::{Code, Error as RpcError};
+
+use super::create::{detach, lost};
+use super::error::CallError;
+use super::process::{Exit, Process};
+use super::shim::{Phase, Running, Shim};
+use super::tasks::Task;
+
+/// How long the guest may take to tell that a task was deleted, after it was.
+const EVENT_BOUND: Duration = Duration::from_secs(1);
+
+/// Deletes an exec, or a container. All of its output has reached the host then.
+///
+/// # Errors
+/// The guest's refusal; nothing has changed then.
+pub async fn delete(shim: &Shim, request: DeleteRequest) -> Result<DeleteResponse, CallError> {
+    let task = shim.tasks.get_settled(&request.id).await?;
+    let process = task.process(&request.exec_id)?;
+    let running = match shim.phase() {
+        Phase::Running(running) => Some(running),
+        _ => None,
+    };
+    let (guest_pid, exit) = match &running {
+        Some(running) => delete_in(shim, running, &process, &request).await?,
+        // The VM's end was the process's.
+        None => (0, process.exit().unwrap_or_else(Exit::killed)),
+    };
+    process.set_exit(exit.clone());
+    if let Some(io) = process.take_io() {
+        io.finish().await;
+    }
+    if request.exec_id.is_empty() {
+        remove(shim, running.as_deref(), &task).await;
+    } else {
+        task.remove_exec(&request.exec_id);
+    }
+    let pid = match &running {
+        Some(running) if request.exec_id.is_empty() => shim.pid(running, guest_pid),
+        _ => guest_pid,
+    };
+    Ok(DeleteResponse {
+        pid,
+        exit_status: exit.status,
+        exited_at: MessageField::some(exit.at),
+        ..DeleteResponse::default()
+    })
+}
+
+/// Deletes the process in the guest. One that is not there any more was deleted before.
+async fn delete_in(
+    shim: &Shim,
+    running: &Running,
+    process: &Arc<Process>,
+    request: &DeleteRequest,
+) -> Result<(u32, Exit), CallError> {
+    let guest = running.machine.guest();
+    match guest.tasks().delete(guest.context(), request).await {
+        Ok(response) => Ok((
+            response.pid,
+            Exit {
+                status: response.exit_status,
+                at: response.exited_at.unwrap_or_default(),
+            },
+        )),
+        Err(RpcError::RpcStatus(status)) if status.code() == Code::NOT_FOUND => {
+            Ok((0, process.exit().unwrap_or_else(Exit::killed)))
+        }
+        Err(error) => match (process.exit(), lost(shim, error)) {
+            (Some(exit), CallError::Gone { .. }) => Ok((0, exit)),
+            (_, error) => Err(error),
+        },
+    }
+}
+
+/// Takes the container's drives back and frees its id.
+async fn remove(shim: &Shim, running: Option<&Running>, task: &Task) {
+    if let Some(running) = running {
+        // Once the table is empty the VM may end; the guest's last event must be out by then.
+        let published = tokio::time::timeout(EVENT_BOUND, task.deletion_published.notified());
+        let ((), published) = tokio::join!(detach(running, &task.id), published);
+        if published.is_err() {
+            tracing::warn!(task = task.id, "The guest did not tell of the deletion");
+        }
+    }
+    task.release_files();
+    shim.timeline.task(&task.id, "task_deleted");
+    shim.tasks.remove(&task.id);
+}

@@ -1,0 +1,155 @@
+//! Streams between real FIFOs and a stand-in for the VMM's vsock sockets.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::*;
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    ports: Ports,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = Ports::new(dir.path().join("v"), true);
+        Self { dir, ports }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn fifo(&self, name: &str) -> String {
+        let path = self.path(name);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        path.display().to_string()
+    }
+
+    async fn guest_connects(&self, port: u32) -> UnixStream {
+        UnixStream::connect(self.path(&format!("v_{port}")))
+            .await
+            .unwrap()
+    }
+}
+
+fn reader(path: &Path) -> std::thread::JoinHandle<Vec<u8>> {
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        let mut all = Vec::new();
+        let mut file = std::fs::File::open(path).unwrap();
+        file.read_to_end(&mut all).unwrap();
+        all
+    })
+}
+
+#[tokio::test]
+async fn output_is_complete_and_ends() {
+    let fixture = Fixture::new();
+    let stdio = Stdio {
+        stdout: fixture.fifo("out"),
+        stderr: format!("file://{}", fixture.path("err").display()),
+        ..Stdio::default()
+    };
+    let prepared = Prepared::new(&stdio, &fixture.ports).unwrap();
+    let [stdin, stdout, stderr] = prepared.ports;
+    assert_eq!((stdin, stdout, stderr), (0, 11001, 11002));
+    let io = prepared.start(|| {});
+    let client = reader(&fixture.path("out"));
+    let mut out = fixture.guest_connects(stdout).await;
+    let mut err = fixture.guest_connects(stderr).await;
+    let data: Vec<u8> = (0..8 << 20).map(|i: u32| i.to_le_bytes()[1]).collect();
+    out.write_all(&data).await.unwrap();
+    err.write_all(b"oops").await.unwrap();
+    out.shutdown().await.unwrap();
+    drop(err);
+    // The host's close says that everything arrived.
+    assert_eq!(out.read(&mut [0]).await.unwrap(), 0);
+    io.finish().await;
+    assert!(client.join().unwrap() == data);
+    assert_eq!(std::fs::read(fixture.path("err")).unwrap(), b"oops");
+    assert!(!fixture.path("v_11001").exists());
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_is_given_up() {
+    let fixture = Fixture::new();
+    let stdio = Stdio {
+        stdout: fixture.fifo("out"),
+        ..Stdio::default()
+    };
+    let prepared = Prepared::new(&stdio, &fixture.ports).unwrap();
+    let port = prepared.ports[1];
+    let io = prepared.start(|| {});
+    let mut out = fixture.guest_connects(port).await;
+    let writer = tokio::spawn(async move { out.write_all(&[7; 1 << 20]).await });
+    io.finish().await;
+    assert!(writer.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn stdin_ends_with_its_last_writer_or_with_close() {
+    for close in [false, true] {
+        let fixture = Fixture::new();
+        let stdio = Stdio {
+            stdin: fixture.fifo("in"),
+            ..Stdio::default()
+        };
+        let prepared = Prepared::new(&stdio, &fixture.ports).unwrap();
+        let port = prepared.ports[0];
+        let io = prepared.start(|| {});
+        let mut guest = fixture.guest_connects(port).await;
+        let mut client = std::fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(0)
+            .open(fixture.path("in"))
+            .unwrap();
+        client.write_all(b"hello").unwrap();
+        if close {
+            io.close_stdin();
+        } else {
+            drop(client);
+        }
+        let mut got = Vec::new();
+        guest.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"hello");
+    }
+}
+
+#[tokio::test]
+async fn a_terminal_waits_for_the_next_client() {
+    let fixture = Fixture::new();
+    let stdio = Stdio {
+        stdin: fixture.fifo("in"),
+        terminal: true,
+        ..Stdio::default()
+    };
+    let prepared = Prepared::new(&stdio, &fixture.ports).unwrap();
+    let port = prepared.ports[0];
+    let _io = prepared.start(|| {});
+    let mut guest = fixture.guest_connects(port).await;
+    for word in [b"one", b"two"] {
+        let path = fixture.path("in");
+        let mut client = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        client.write_all(word).unwrap();
+        drop(client);
+        let mut got = [0; 3];
+        guest.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, word);
+    }
+}
+
+#[test]
+fn a_logging_binary_is_refused_by_name() {
+    let error = target::Output::open("binary:///bin/logger?x=y")
+        .err()
+        .unwrap();
+    assert!(error.is_unsupported());
+    assert!(error.to_string().contains("binary:///bin/logger"));
+}

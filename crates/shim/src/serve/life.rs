@@ -1,0 +1,71 @@
+//! The VM's life, from a request to the end of its VMM.
+
+use std::sync::Arc;
+
+use fc_proto::control::{CreateVMRequest, TOPIC_VM_START, VMStart};
+use fc_proto::guest::feature;
+use fc_vm::machine::{BootError, Machine, VmSpec, boot, chain, host_is_intel};
+use fc_vm::state::State;
+
+use super::error::CallError;
+use super::guest_events;
+use super::io::Ports;
+use super::shim::{Phase, Running, Shim};
+use super::stop;
+
+/// Begins the VM's life. How it goes is seen in the shim's phase.
+///
+/// # Errors
+/// When it has begun before.
+pub fn begin(shim: &Arc<Shim>, request: CreateVMRequest) -> Result<(), CallError> {
+    if !shim.claim_creation() {
+        return Err(CallError::CreatedAlready);
+    }
+    tokio::spawn(live(Arc::clone(shim), request));
+    Ok(())
+}
+
+async fn live(shim: Arc<Shim>, request: CreateVMRequest) {
+    let machine = match start(&shim, &request).await {
+        Ok(machine) => machine,
+        Err(error) => {
+            tracing::error!("The VM did not start: {}", chain(&error));
+            shim.set_phase(Phase::Failed(Arc::new(error)));
+            stop::after_failure(&shim).await;
+            return;
+        }
+    };
+    tracing::info!(
+        vmm_pid = machine.vmm_pid(),
+        agent = machine.guest().version().unwrap_or("of the original"),
+        "The VM runs"
+    );
+    let event = VMStart {
+        VMID: shim.dir.vm_id().to_owned(),
+        ..VMStart::default()
+    };
+    shim.events.publish(TOPIC_VM_START, "VMStart", &event);
+    let host_listens = machine.guest().has(feature::HOST_LISTENS);
+    let running = Arc::new(Running {
+        ports: Ports::new(machine.vsock(), host_listens),
+        machine,
+    });
+    shim.set_phase(Phase::Running(Arc::clone(&running)));
+    tokio::spawn(guest_events::follow(
+        Arc::clone(&shim),
+        Arc::clone(&running),
+    ));
+    let end = running.machine.exited().await;
+    stop::after_end(&shim, &running, &end).await;
+}
+
+async fn start(shim: &Shim, request: &CreateVMRequest) -> Result<Machine, BootError> {
+    let spec = VmSpec::new(&shim.config, request, host_is_intel())?;
+    let mut state = State::load(&shim.dir)?.unwrap_or_else(|| State {
+        namespace: shim.dir.namespace().to_owned(),
+        vm_id: shim.dir.vm_id().to_owned(),
+        sockets: Vec::new(),
+        vmm: None,
+    });
+    boot(&shim.dir, &shim.config, spec, &mut state, &shim.timeline).await
+}

@@ -1,0 +1,134 @@
+//! A process in the VM as the host knows it: enough to answer State without asking the guest.
+
+use std::sync::Mutex;
+
+use fc_proto::protobuf::MessageField;
+use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
+use fc_proto::task::api::{StateResponse, Status};
+use tokio::sync::watch;
+
+use super::io::{ProcessIo, Stdio};
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exit {
+    /// Exit code, or 128 and the signal's number.
+    pub status: u32,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl Exit {
+    /// The end of a process whose VM is gone: as if killed, now.
+    pub fn killed() -> Self {
+        Self {
+            status: 128 + 9,
+            at: Timestamp::now(),
+        }
+    }
+}
+
+/// A container's first process, or an exec.
+pub struct Process {
+    /// The task.
+    pub task_id: String,
+    /// The exec; empty for the container's first process.
+    pub exec_id: String,
+    /// Where containerd wants its streams.
+    pub stdio: Stdio,
+    status: Mutex<Status>,
+    exit: watch::Sender<Option<Exit>>,
+    io: Mutex<Option<ProcessIo>>,
+}
+
+impl Process {
+    /// A process that the guest has created.
+    pub fn new(task_id: &str, exec_id: &str, stdio: Stdio, io: ProcessIo) -> Self {
+        Self {
+            task_id: task_id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            stdio,
+            status: Mutex::new(Status::CREATED),
+            exit: watch::Sender::new(None),
+            io: Mutex::new(Some(io)),
+        }
+    }
+
+    /// What containerd calls its status.
+    pub fn status(&self) -> Status {
+        if self.exit.borrow().is_some() {
+            Status::STOPPED
+        } else {
+            *lock(&self.status)
+        }
+    }
+
+    /// The guest said that it started, paused or resumed.
+    pub fn set_status(&self, status: Status) {
+        *lock(&self.status) = status;
+    }
+
+    /// The process ended; later news of that are ignored.
+    pub fn set_exit(&self, exit: Exit) -> bool {
+        self.exit.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(exit);
+            }
+            first
+        })
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        self.exit.borrow().clone()
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.exit.subscribe();
+        match exit.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone().unwrap_or_else(Exit::killed),
+            // Only without a sender, and `self` is one.
+            Err(_) => Exit::killed(),
+        }
+    }
+
+    /// Its streams, for the one who ends them.
+    pub fn take_io(&self) -> Option<ProcessIo> {
+        lock(&self.io).take()
+    }
+
+    /// Closes its stdin after what was written to it so far.
+    pub fn close_stdin(&self) {
+        if let Some(io) = lock(&self.io).as_ref() {
+            io.close_stdin();
+        }
+    }
+
+    /// The answer to State, except for what belongs to the task.
+    pub fn state(&self, pid: u32, bundle: &str) -> StateResponse {
+        let exit = self.exit();
+        StateResponse {
+            id: self.task_id.clone(),
+            exec_id: self.exec_id.clone(),
+            bundle: bundle.to_owned(),
+            pid,
+            status: self.status().into(),
+            stdin: self.stdio.stdin.clone(),
+            stdout: self.stdio.stdout.clone(),
+            stderr: self.stdio.stderr.clone(),
+            terminal: self.stdio.terminal,
+            exit_status: exit.as_ref().map_or(0, |e| e.status),
+            exited_at: exit.map_or_else(MessageField::none, |e| MessageField::some(e.at)),
+            ..StateResponse::default()
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic elsewhere does not make these values wrong.
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

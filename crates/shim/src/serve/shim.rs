@@ -1,0 +1,160 @@
+//! The shim's state: its VM, its tasks, its queue of events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fc_config::Config;
+use fc_vm::dir::VmDir;
+use fc_vm::machine::{BootError, Console, Machine};
+use fc_vm::timeline::Timeline;
+use tokio::sync::{Notify, watch};
+
+use super::error::CallError;
+use super::events::Events;
+use super::io::Ports;
+use super::tasks::Tasks;
+
+/// How long a call waits for somebody to ask for a VM. Once somebody did, calls wait as long as
+/// the VM's start may take.
+const CREATE_VM_BOUND: Duration = Duration::from_secs(5);
+
+/// Everything that the shim's services share.
+pub struct Shim {
+    /// The runtime's configuration.
+    pub config: Config,
+    /// The VM's directory.
+    pub dir: VmDir,
+    /// The phase table's events.
+    pub timeline: Timeline,
+    /// Events on their way to containerd.
+    pub events: Events,
+    /// The VM's tasks.
+    pub tasks: Tasks,
+    /// Turns snapshots into drives.
+    pub rootfs: fc_rootfs::Rootfs,
+    phase: watch::Sender<Phase>,
+    failure_told: Notify,
+    ended: watch::Sender<bool>,
+}
+
+/// Where the VM is in its life.
+#[derive(Clone)]
+pub enum Phase {
+    /// Nobody asked for it yet.
+    Waiting,
+    /// On its way.
+    Booting,
+    /// Its agent answers.
+    Running(Arc<Running>),
+    /// It did not start.
+    Failed(Arc<BootError>),
+    /// Its VMM has ended; the guest's last words.
+    Gone(Console),
+}
+
+/// A VM whose agent answers.
+pub struct Running {
+    /// The VM.
+    pub machine: Machine,
+    /// Ports for processes' streams.
+    pub ports: Ports,
+}
+
+impl Shim {
+    /// A shim without a VM.
+    pub fn new(config: Config, dir: &VmDir, ttrpc_address: String) -> Arc<Self> {
+        Arc::new(Self {
+            timeline: Timeline::new(config.timeline_path.as_deref(), dir.vm_id()),
+            events: Events::new(ttrpc_address.into(), dir.namespace()),
+            rootfs: fc_rootfs::Rootfs::new(fc_rootfs::Settings::new(&config.image_cache_dir)),
+            config,
+            dir: dir.clone(),
+            tasks: Tasks::default(),
+            phase: watch::Sender::new(Phase::Waiting),
+            failure_told: Notify::new(),
+            ended: watch::Sender::new(false),
+        })
+    }
+
+    /// Where the VM is in its life.
+    pub fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    /// Moves the VM on.
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// Claims the creation of the VM; only the first caller gets it.
+    pub fn claim_creation(&self) -> bool {
+        self.phase.send_if_modified(|phase| {
+            let first = matches!(phase, Phase::Waiting);
+            if first {
+                *phase = Phase::Booting;
+            }
+            first
+        })
+    }
+
+    /// The running VM, waiting for one that is on its way.
+    pub async fn vm(&self) -> Result<Arc<Running>, CallError> {
+        let mut phase = self.phase.subscribe();
+        let asked = phase.wait_for(|p| !matches!(p, Phase::Waiting));
+        match tokio::time::timeout(CREATE_VM_BOUND, asked).await {
+            Err(_) => return Err(CallError::NotCreated),
+            Ok(asked) => drop(asked),
+        }
+        // Fails only without a sender, and `self` has it.
+        let _ = phase.wait_for(|p| !matches!(p, Phase::Booting)).await;
+        self.running()
+    }
+
+    /// The running VM, without waiting.
+    pub fn running(&self) -> Result<Arc<Running>, CallError> {
+        match self.phase() {
+            Phase::Running(running) => Ok(running),
+            Phase::Failed(error) => {
+                self.failure_told.notify_one();
+                Err(CallError::Boot(error))
+            }
+            Phase::Waiting | Phase::Booting => Err(CallError::NotCreated),
+            Phase::Gone(console) => Err(CallError::Gone {
+                vm_id: self.dir.vm_id().to_owned(),
+                console,
+            }),
+        }
+    }
+
+    /// Waits until somebody was told why the VM did not start.
+    pub async fn failure_told(&self) {
+        self.failure_told.notified().await;
+    }
+
+    /// Waits until the VM is on its way out for good: its VMM gone, or never started.
+    pub async fn gone(&self) {
+        let mut phase = self.phase.subscribe();
+        let gone = |p: &Phase| matches!(p, Phase::Gone(_) | Phase::Failed(_));
+        let _ = phase.wait_for(gone).await;
+    }
+
+    /// The shim's work is done.
+    pub fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Waits until the shim's work is done.
+    pub async fn ended(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    /// The process id to show for a container: the VMM's, where tools can look at it, or the
+    /// guest's own if the configuration wants that.
+    pub fn pid(&self, running: &Running, guest_pid: u32) -> u32 {
+        if self.config.guest_pids {
+            guest_pid
+        } else {
+            running.machine.vmm_pid()
+        }
+    }
+}

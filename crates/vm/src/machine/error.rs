@@ -1,0 +1,188 @@
+//! Why a VM did not start, in words that a person at `ctr` can act on.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::diagnosis::diagnose;
+use super::guest::GuestError;
+use super::preflight::PreflightError;
+use super::spec::SpecError;
+use crate::state::StateError;
+
+/// Console lines in an error text.
+const CONSOLE_LINES: usize = 15;
+
+/// Why a VM did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The request describes no VM.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The host lacks something.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// There is no VMM to use.
+    #[error(transparent)]
+    Choose(#[from] fc_client::host::vmm::ChooseError),
+    /// The VMM did not come up.
+    #[error("The VMM did not start")]
+    Launch(#[source] Box<fc_client::LaunchError>),
+    /// The VMM refused a part of the VM's configuration.
+    #[error(transparent)]
+    Api(#[from] fc_client::ApiError),
+    /// A file in the VM's directory could not be made.
+    #[error("Cannot make {}", path.display())]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A FIFO could not be drained.
+    #[error(transparent)]
+    Fifo(#[from] fc_client::FifoError),
+    /// The stub drives could not be made.
+    #[error(transparent)]
+    Stubs(#[from] fc_drives::CreateError),
+    /// The record of the VM's resources.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The agent answered, but not as it should.
+    #[error("{}{console}", chain(error))]
+    Guest {
+        /// What is wrong with it; part of this error's text, so that the console comes last.
+        error: GuestError,
+        /// The guest's last words.
+        console: Console,
+    },
+    /// The VMM ended while the guest booted.
+    #[error(
+        "{}The VMM ended while the guest booted: {status}{console}",
+        cause(console)
+    )]
+    Ended {
+        /// How the VMM's process ended.
+        status: std::process::ExitStatus,
+        /// The guest's last words.
+        console: Console,
+    },
+    /// The bound on the start passed.
+    #[error(
+        "VM {vm_id:?} didn't start within {bound:?}: the agent in the guest did not answer{console}"
+    )]
+    TimedOut {
+        /// Id of the VM.
+        vm_id: String,
+        /// The bound.
+        bound: Duration,
+        /// The guest's last words.
+        console: Console,
+    },
+}
+
+impl From<fc_client::LaunchError> for BootError {
+    fn from(error: fc_client::LaunchError) -> Self {
+        Self::Launch(Box::new(error))
+    }
+}
+
+/// The guest's last console lines, as a suffix of an error text.
+#[derive(Debug, Clone, Default)]
+pub struct Console(Vec<String>);
+
+impl Console {
+    /// Keeps the last of `lines`.
+    #[must_use]
+    pub fn new(mut lines: Vec<String>) -> Self {
+        lines.retain(|l| !l.trim().is_empty());
+        Self(lines)
+    }
+}
+
+impl std::fmt::Display for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str(" (the guest's console is empty)");
+        }
+        f.write_str("; the guest's last console lines:")?;
+        for line in &self.0[self.0.len().saturating_sub(CONSOLE_LINES)..] {
+            write!(f, "\n  {}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// The cause that the console shows, as the beginning of a sentence.
+fn cause(console: &Console) -> String {
+    let Some(cause) = diagnose(&console.0) else {
+        return String::new();
+    };
+    let text = cause.to_string();
+    let mut chars = text.chars();
+    let first = chars.next().map(|c| c.to_ascii_uppercase());
+    format!(
+        "{}{}. ",
+        first.map_or_else(String::new, String::from),
+        chars.as_str()
+    )
+}
+
+/// An error and its causes on one line, as an API's status carries it.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        // Some foreign errors repeat their source's text.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn an_ended_guest_is_explained() {
+        let lines = ["[ 0.1] booting", "", "firecracker-initrd: No root= given"];
+        let error = BootError::Ended {
+            status: std::process::ExitStatus::from_raw(0),
+            console: Console::new(lines.map(str::to_owned).to_vec()),
+        };
+        assert_eq!(
+            error.to_string(),
+            "The initrd gave up: No root= given. The VMM ended while the guest booted: exit status: 0; \
+             the guest's last console lines:\n  [ 0.1] booting\n  firecracker-initrd: No root= given"
+        );
+    }
+
+    #[test]
+    fn a_timeout_says_what_clients_look_for() {
+        let error = BootError::TimedOut {
+            vm_id: "a".into(),
+            bound: Duration::from_secs(60),
+            console: Console::default(),
+        };
+        assert!(
+            error
+                .to_string()
+                .starts_with("VM \"a\" didn't start within 60s: ")
+        );
+    }
+
+    #[test]
+    fn chains_do_not_repeat() {
+        let error = BootError::File {
+            path: "/x".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        assert_eq!(chain(&error), "Cannot make /x: entity not found");
+    }
+}

@@ -1,0 +1,122 @@
+//! A running VM: its VMM, its guest's agent, its drives, and how it ends.
+
+mod backend;
+mod boot;
+mod configure;
+mod diagnosis;
+mod error;
+mod guest;
+mod preflight;
+mod spec;
+mod stop;
+
+use std::path::{Path, PathBuf};
+
+use fc_client::{Client, FifoDrain, Vmm, VmmEnd};
+use fc_drives::Drives;
+
+pub use boot::boot;
+pub use diagnosis::{Cause, diagnose};
+pub use error::{BootError, Console, chain};
+pub use guest::{Guest, GuestError, NAMESPACE_KEY};
+pub use preflight::{PreflightError, What};
+pub use spec::{DEFAULT_TIMEOUT, MAX_VCPUS, RootDrive, SpecError, VmSpec, host_is_intel};
+pub use stop::StopError;
+
+use crate::dir::{self, VmDir};
+
+/// A VM that booted and whose agent answers. Dropping it kills the VMM.
+pub struct Machine {
+    dir: VmDir,
+    spec: VmSpec,
+    vmm: Vmm,
+    guest: Guest,
+    drives: Drives,
+    fifos: Fifos,
+}
+
+/// The VMM's log and metrics FIFOs, and what empties those that nobody else reads.
+struct Fifos {
+    log: PathBuf,
+    metrics: PathBuf,
+    _drains: Vec<FifoDrain>,
+}
+
+impl Machine {
+    /// What the VM was made from.
+    #[must_use]
+    pub fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// Process id of the VMM on the host.
+    #[must_use]
+    pub fn vmm_pid(&self) -> u32 {
+        self.vmm.pid()
+    }
+
+    /// The VMM's API.
+    #[must_use]
+    pub fn vmm(&self) -> &Client {
+        self.vmm.client()
+    }
+
+    /// The agent.
+    #[must_use]
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// The slots for containers' drives.
+    #[must_use]
+    pub fn drives(&self) -> &Drives {
+        &self.drives
+    }
+
+    /// The VM's directory.
+    #[must_use]
+    pub fn dir(&self) -> &VmDir {
+        &self.dir
+    }
+
+    /// Path of the VMM's vsock socket.
+    #[must_use]
+    pub fn vsock(&self) -> PathBuf {
+        self.dir.join(dir::VSOCK)
+    }
+
+    /// Path of the VMM's API socket.
+    #[must_use]
+    pub fn api_socket(&self) -> PathBuf {
+        self.dir.join(dir::API_SOCKET)
+    }
+
+    /// Path of the FIFO with the VMM's log.
+    #[must_use]
+    pub fn log_fifo(&self) -> &Path {
+        &self.fifos.log
+    }
+
+    /// Path of the FIFO with the VMM's metrics.
+    #[must_use]
+    pub fn metrics_fifo(&self) -> &Path {
+        &self.fifos.metrics
+    }
+
+    /// Resolves when the VMM has ended, at once if it has already.
+    pub fn exited(&self) -> impl Future<Output = VmmEnd> + Send + 'static {
+        self.vmm.exited()
+    }
+
+    /// How the VMM ended, if it did.
+    #[must_use]
+    pub fn end(&self) -> Option<VmmEnd> {
+        self.vmm.end()
+    }
+
+    /// The guest's last console lines.
+    #[must_use]
+    pub fn console(&self) -> Console {
+        Console::new(self.vmm.console())
+    }
+}
