@@ -1,2 +1,5 @@
-//! See Cargo.toml description.
-fn main() {}
+//! The `firecracker-tcg` program; see the library `fc_tcg`.
+
+fn main() -> std::process::ExitCode {
+    fc_tcg::run::main().into()
+}

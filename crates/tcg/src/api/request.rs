@@ -1,0 +1,292 @@
+//! Method, path and body of a request, checked and typed in Firecracker's order of checks.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::fault::Fault;
+use crate::metrics;
+use crate::model::{
+    BootSourceConfig, DriveConfig, DriveUpdate, EntropyConfig, LoggerConfig, MachineConfig,
+    MachineConfigUpdate, MetricsConfig, VmStateRequest, VmUpdate, VsockConfig,
+};
+
+/// What a well-formed request asks for.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum Action {
+    GetInstanceInfo,
+    GetVersion,
+    GetVmConfig,
+    GetMachineConfig,
+    PutBootSource(BootSourceConfig),
+    UpdateMachine(MachineConfigUpdate),
+    PutDrive(DriveConfig),
+    PatchDrive(DriveUpdate),
+    PutVsock(VsockConfig),
+    PutEntropy(EntropyConfig),
+    PutLogger(LoggerConfig),
+    PutMetrics(MetricsConfig),
+    InstanceStart,
+    FlushMetrics,
+    SendCtrlAltDel,
+    Pause,
+    Resume,
+    /// A call of the API description that firecracker-tcg does not have: method and path.
+    NotOffered(String),
+}
+
+impl Action {
+    /// Whether the guest must not have started; otherwise it must have.
+    #[must_use]
+    pub fn only_before_start(&self) -> bool {
+        matches!(
+            self,
+            Self::PutBootSource(_)
+                | Self::UpdateMachine(_)
+                | Self::PutDrive(_)
+                | Self::PutVsock(_)
+                | Self::PutEntropy(_)
+                | Self::PutLogger(_)
+                | Self::PutMetrics(_)
+                | Self::InstanceStart
+        )
+    }
+}
+
+#[derive(Deserialize)]
+enum ActionType {
+    FlushMetrics,
+    InstanceStart,
+    SendCtrlAltDel,
+}
+
+/// `PUT /actions`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ActionBody {
+    action_type: ActionType,
+}
+
+/// Types a request. An empty `body` is none.
+///
+/// # Errors
+/// The path, the id or the body is not as the API description says.
+pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Action, Fault> {
+    let mut parts = path.trim_start_matches('/').split_terminator('/');
+    let resource = parts.next().unwrap_or("");
+    let rest = parts.next();
+    let not_offered = || Ok(Action::NotOffered(format!("{method} {path}")));
+
+    match (method, resource, body.is_empty()) {
+        ("GET", "", true) => count(
+            "get_api_requests",
+            "instance_info_count",
+            Action::GetInstanceInfo,
+        ),
+        ("GET", "version", true) => {
+            count("get_api_requests", "vmm_version_count", Action::GetVersion)
+        }
+        ("GET", "vm", true) if rest == Some("config") => Ok(Action::GetVmConfig),
+        ("GET", "machine-config", true) => count(
+            "get_api_requests",
+            "machine_cfg_count",
+            Action::GetMachineConfig,
+        ),
+        ("GET", "balloon" | "mmds", true) => not_offered(),
+        ("GET", "hotplug", true) if rest == Some("memory") => not_offered(),
+        ("GET", _, false) => Err(Fault::GetWithBody),
+
+        ("PUT", "actions", false) => put("actions_count", "actions_fails", || {
+            let ActionBody { action_type } = decode(body)?;
+            Ok(match action_type {
+                ActionType::FlushMetrics => Action::FlushMetrics,
+                ActionType::InstanceStart => Action::InstanceStart,
+                ActionType::SendCtrlAltDel => Action::SendCtrlAltDel,
+            })
+        }),
+        ("PUT", "boot-source", false) => put("boot_source_count", "boot_source_fails", || {
+            decode(body).map(Action::PutBootSource)
+        }),
+        ("PUT", "drives", false) => put("drive_count", "drive_fails", || {
+            let id = checked_id(rest)?;
+            let config: DriveConfig = decode(body)?;
+            same_id(id, &config.drive_id)?;
+            Ok(Action::PutDrive(config))
+        }),
+        ("PUT", "logger", false) => put("logger_count", "logger_fails", || {
+            decode(body).map(Action::PutLogger)
+        }),
+        ("PUT", "machine-config", false) => put("machine_cfg_count", "machine_cfg_fails", || {
+            decode::<MachineConfig>(body).map(|config| Action::UpdateMachine(config.into()))
+        }),
+        ("PUT", "metrics", false) => put("metrics_count", "metrics_fails", || {
+            decode(body).map(Action::PutMetrics)
+        }),
+        ("PUT", "vsock", false) => put("vsock_count", "vsock_fails", || {
+            decode(body).map(Action::PutVsock)
+        }),
+        ("PUT", "entropy", false) => decode(body).map(Action::PutEntropy),
+        (
+            "PUT",
+            "balloon" | "cpu-config" | "pmem" | "serial" | "mmds" | "network-interfaces"
+            | "snapshot",
+            false,
+        ) => not_offered(),
+        ("PUT", "hotplug", false) if rest == Some("memory") => not_offered(),
+
+        ("PATCH", "balloon", _) => not_offered(),
+        ("PATCH", "drives", false) => patch("drive_count", "drive_fails", || {
+            let id = checked_id(rest)?;
+            let update: DriveUpdate = decode(body)?;
+            same_id(id, &update.drive_id)?;
+            Ok(Action::PatchDrive(update))
+        }),
+        ("PATCH", "machine-config", false) => {
+            patch("machine_cfg_count", "machine_cfg_fails", || {
+                let update: MachineConfigUpdate = decode(body)?;
+                if update == MachineConfigUpdate::default() {
+                    return Err(Fault::EmptyBody(method.to_owned()));
+                }
+                Ok(Action::UpdateMachine(update))
+            })
+        }
+        ("PATCH", "vm", false) => {
+            let VmUpdate { state } = decode(body)?;
+            Ok(match state {
+                VmStateRequest::Paused => Action::Pause,
+                VmStateRequest::Resumed => Action::Resume,
+            })
+        }
+        ("PATCH", "mmds" | "network-interfaces", false) => not_offered(),
+        ("PATCH", "hotplug", false) if rest == Some("memory") => not_offered(),
+        ("PUT" | "PATCH", _, true) => Err(Fault::EmptyBody(method.to_owned())),
+        _ => Err(Fault::InvalidPathMethod {
+            method: method.to_owned(),
+            path: resource.to_owned(),
+        }),
+    }
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    serde_json::from_slice(body).map_err(Fault::Json)
+}
+
+fn checked_id(id: Option<&str>) -> Result<&str, Fault> {
+    let id = id.filter(|id| !id.is_empty()).ok_or(Fault::EmptyId)?;
+    if id.chars().all(|c| c == '_' || c.is_alphanumeric()) {
+        Ok(id)
+    } else {
+        Err(Fault::InvalidId)
+    }
+}
+
+fn same_id(path: &str, body: &str) -> Result<(), Fault> {
+    if path == body {
+        Ok(())
+    } else {
+        Err(Fault::IdMismatch)
+    }
+}
+
+fn count(group: &'static str, name: &'static str, action: Action) -> Result<Action, Fault> {
+    metrics::add(group, name);
+    Ok(action)
+}
+
+fn put(
+    count: &'static str,
+    fails: &'static str,
+    parse: impl FnOnce() -> Result<Action, Fault>,
+) -> Result<Action, Fault> {
+    metrics::add("put_api_requests", count);
+    parse().inspect_err(|_| metrics::add("put_api_requests", fails))
+}
+
+fn patch(
+    count: &'static str,
+    fails: &'static str,
+    parse: impl FnOnce() -> Result<Action, Fault>,
+) -> Result<Action, Fault> {
+    metrics::add("patch_api_requests", count);
+    parse().inspect_err(|_| metrics::add("patch_api_requests", fails))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(method: &str, path: &str, body: &str) -> String {
+        parse(method, path, body.as_bytes())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn paths_and_methods() {
+        assert!(matches!(
+            parse("GET", "/", b""),
+            Ok(Action::GetInstanceInfo)
+        ));
+        assert!(matches!(
+            parse("GET", "//version/", b""),
+            Ok(Action::GetVersion)
+        ));
+        assert!(matches!(
+            parse("GET", "/vm/config", b""),
+            Ok(Action::GetVmConfig)
+        ));
+        assert_eq!(
+            fault("GET", "/nothing", ""),
+            "Invalid request method and/or path: GET nothing."
+        );
+        assert_eq!(
+            fault("DELETE", "/drives/a", ""),
+            "Invalid request method and/or path: DELETE drives."
+        );
+        assert_eq!(
+            fault("PUT", "/nothing", "{}"),
+            "Invalid request method and/or path: PUT nothing."
+        );
+        assert_eq!(fault("GET", "/", "{}"), "GET request cannot have a body.");
+        assert_eq!(fault("PUT", "/actions", ""), "Empty PUT request.");
+        assert_eq!(fault("PATCH", "/vm", ""), "Empty PATCH request.");
+        assert_eq!(
+            fault("PATCH", "/machine-config", "{}"),
+            "Empty PATCH request."
+        );
+    }
+
+    #[test]
+    fn ids() {
+        let body = r#"{"drive_id":"a","is_root_device":false}"#;
+        assert_eq!(fault("PUT", "/drives", body), "The ID cannot be empty.");
+        assert_eq!(
+            fault("PUT", "/drives/a-b", body),
+            "API Resource IDs can only contain alphanumeric characters and underscores."
+        );
+        assert_eq!(
+            fault("PUT", "/drives/b", body),
+            "The id from the path does not match the id from the body!"
+        );
+        assert!(matches!(
+            parse("PUT", "/drives/a", body.as_bytes()),
+            Ok(Action::PutDrive(_))
+        ));
+    }
+
+    #[test]
+    fn bodies_are_strict() {
+        let start = "An error occurred when deserializing the json body of a request: ";
+        assert_eq!(
+            fault("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"v","x":1}"#),
+            format!(
+                "{start}unknown field `x`, expected one of `vsock_id`, `guest_cid`, `uds_path` at line 1 column 33."
+            )
+        );
+        assert!(fault("PUT", "/actions", r#"{"action_type":"Fly"}"#).starts_with(start));
+        assert!(fault("PUT", "/logger", r#"{"level":"loud"}"#).contains("Invalid LevelFilter"));
+        assert!(parse("PUT", "/logger", br#"{"level":"WARNING"}"#).is_ok());
+        assert!(fault("PUT", "/machine-config", r#"{"vcpu_count":1}"#).contains("mem_size_mib"));
+        assert!(fault("PUT", "/boot-source", "{").starts_with(start));
+    }
+}

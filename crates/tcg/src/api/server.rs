@@ -1,0 +1,196 @@
+//! HTTP/1.1 over the API's Unix socket.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
+
+use super::request::parse;
+use crate::controller::{Controller, Reply};
+use crate::fault::Fault;
+
+/// The API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Something of that name exists.
+    #[error("Failed to open the API socket at: {0}. Check that it is not already used.")]
+    InUse(String),
+    /// It cannot be made.
+    #[error("Failed to bind and run the HTTP server: cannot listen on {path}")]
+    Bind {
+        /// As given.
+        path: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// The API's listening socket. Like Firecracker's it must not exist before, and it stays behind.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    payload_limit: usize,
+}
+
+impl Server {
+    /// Listens at `path`, for bodies of up to `payload_limit` bytes.
+    ///
+    /// # Errors
+    /// The socket exists or cannot be made.
+    pub fn bind(path: &Path, payload_limit: usize) -> Result<Self, ServerError> {
+        let shown = || path.display().to_string();
+        let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => ServerError::InUse(shown()),
+            _ => ServerError::Bind {
+                path: shown(),
+                error,
+            },
+        })?;
+        log::info!("Listening on API socket ({path:?}).");
+        Ok(Self {
+            listener,
+            payload_limit,
+        })
+    }
+
+    /// Serves for ever: any number of connections, requests on `controller` one at a time.
+    pub async fn run(self, controller: Arc<Mutex<Controller>>) -> Infallible {
+        log::info!("API server started.");
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::spawn(serve(stream, Arc::clone(&controller), self.payload_limit));
+                }
+                Err(error) => {
+                    log::error!("API Server error on retrieving incoming request: {error}");
+                    // Out of descriptors, most likely: let the connections that hold them end.
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, controller: Arc<Mutex<Controller>>, limit: usize) {
+    let service = service_fn(move |request| {
+        let controller = Arc::clone(&controller);
+        async move { Ok::<_, Infallible>(respond(request, controller, limit).await) }
+    });
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        log::debug!("An API connection broke: {error}");
+    }
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    controller: Arc<Mutex<Controller>>,
+    limit: usize,
+) -> Response<Full<Bytes>> {
+    // In a task of its own: a client that hangs up must not stop a request half way.
+    let outcome = tokio::spawn(handle(request, controller, limit)).await;
+    let (status, body) = match outcome {
+        Ok(Ok(Reply::Empty)) => {
+            log::info!("The request was executed successfully. Status code: 204 No Content.");
+            (StatusCode::NO_CONTENT, None)
+        }
+        Ok(Ok(Reply::Json(value))) => {
+            log::info!("The request was executed successfully. Status code: 200 OK.");
+            (StatusCode::OK, Some(value))
+        }
+        Ok(Err(fault)) => {
+            let status = match fault {
+                Fault::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                _ => StatusCode::BAD_REQUEST,
+            };
+            log::error!("Received Error. Status code: {status}. Message: {fault}");
+            (
+                status,
+                Some(serde_json::json!({ "fault_message": fault.to_string() })),
+            )
+        }
+        Err(panic) => {
+            log::error!("A request panicked: {panic}");
+            let text = "Internal error: the request could not be completed.";
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                Some(serde_json::json!({ "fault_message": text })),
+            )
+        }
+    };
+    let mut response = match body {
+        Some(value) => {
+            let mut response = Response::new(Full::from(value.to_string()));
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        None => Response::default(),
+    };
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(SERVER, HeaderValue::from_static("Firecracker API"));
+    response
+}
+
+async fn handle(
+    request: Request<Incoming>,
+    controller: Arc<Mutex<Controller>>,
+    limit: usize,
+) -> Result<Reply, Fault> {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let body = read_body(request, limit).await?;
+    log::info!(
+        "The API server received a {}.",
+        describe(&method, &path, &body)
+    );
+    let action = parse(method.as_str(), &path, &body)?;
+    controller.lock().await.handle(action).await
+}
+
+async fn read_body(request: Request<Incoming>, limit: usize) -> Result<Bytes, Fault> {
+    let announced = request
+        .headers()
+        .get(hyper::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .unwrap_or(0);
+    let too_large = |size| Fault::PayloadTooLarge { size, limit };
+    if announced > limit as u64 {
+        return Err(too_large(announced));
+    }
+    match Limited::new(request.into_body(), limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit as u64 + 1)),
+        Err(error) => Err(Fault::Body(error.to_string())),
+    }
+}
+
+/// A request for the log, in Firecracker's words.
+fn describe(method: &Method, path: &str, body: &[u8]) -> String {
+    let method = match *method {
+        Method::GET => "Get",
+        Method::PUT => "Put",
+        Method::PATCH => "Patch",
+        _ => method.as_str(),
+    };
+    if body.is_empty() || path == "/mmds" {
+        return format!("{method} request on {path:?}");
+    }
+    let body = std::str::from_utf8(body).unwrap_or("inconvertible to UTF-8");
+    format!("{method} request on {path:?} with body {body:?}")
+}

@@ -1,0 +1,176 @@
+//! Turns Firecracker's kernel arguments into ones that QEMU's microvm boots with.
+//!
+//! Firecracker itself appends words (`pci=off`, the root device); those are appended here in the same
+//! order. What differs from Firecracker is listed in [`BootArgs::changes`], for the log:
+//!
+//! - `noapic` is removed: without the IO-APIC the virtio-mmio devices of microvm have no interrupt.
+//! - `tsc_early_khz=<host TSC>` and `tsc=reliable` are added: with ACPI on, microvm has no timer that the
+//!   kernel could calibrate its TSC against, and the boot would hang.
+//!
+//! `reboot=k` stays as it is: the machine has an i8042 controller, as Firecracker's has.
+
+/// Kernel arguments used when a boot source names none (API description, `BootSource.boot_args`).
+pub const DEFAULT: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce";
+
+/// Longest command line in bytes, the terminating NUL included.
+pub const MAX_SIZE: usize = 2048;
+
+/// The drive that holds the root file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root<'a> {
+    /// Partition to mount; `None` means the whole first drive, `/dev/vda`.
+    pub partuuid: Option<&'a str>,
+    /// Whether the drive is attached read-only.
+    pub read_only: bool,
+}
+
+/// The command line for the guest, and what was done to it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BootArgs {
+    /// What the kernel gets.
+    pub cmdline: String,
+    /// One sentence for each deviation from what Firecracker would have passed.
+    pub changes: Vec<String>,
+}
+
+/// Why a command line is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BootArgsError {
+    /// Longer than the kernel and Firecracker accept.
+    #[error("Command line too large: {0} bytes, at most {max} are allowed.", max = MAX_SIZE - 1)]
+    TooLarge(usize),
+    /// A character outside printable ASCII.
+    #[error("Invalid ASCII string: character {0:?} is not printable ASCII.")]
+    NotPrintable(char),
+}
+
+/// Checks what Firecracker checks when a boot source is configured.
+///
+/// # Errors
+/// Too long, or not printable ASCII.
+pub fn check(args: &str) -> Result<(), BootArgsError> {
+    if let Some(bad) = args.chars().find(|c| !(' '..='~').contains(c)) {
+        return Err(BootArgsError::NotPrintable(bad));
+    }
+    if args.len() >= MAX_SIZE {
+        return Err(BootArgsError::TooLarge(args.len()));
+    }
+    Ok(())
+}
+
+/// Makes the guest's command line from the user's arguments. The order of the words that stay is kept;
+/// words are added before `--`, after which everything belongs to init.
+///
+/// # Errors
+/// The result is longer than [`MAX_SIZE`].
+pub fn rewrite(
+    args: &str,
+    root: Option<Root<'_>>,
+    tsc_khz: u64,
+) -> Result<BootArgs, BootArgsError> {
+    let mut words: Vec<String> = args.split_ascii_whitespace().map(str::to_owned).collect();
+    let for_init = match words.iter().position(|word| word == "--") {
+        Some(at) => words.split_off(at),
+        None => Vec::new(),
+    };
+    let mut changes = Vec::new();
+
+    let before = words.len();
+    words.retain(|word| word != "noapic");
+    if words.len() != before {
+        changes.push("removed noapic: virtio devices need the IO-APIC here".to_owned());
+    }
+
+    words.push("pci=off".to_owned());
+    if let Some(root) = root {
+        words.push(match root.partuuid {
+            Some(partuuid) => format!("root=PARTUUID={partuuid}"),
+            None => "root=/dev/vda".to_owned(),
+        });
+        words.push(if root.read_only { "ro" } else { "rw" }.to_owned());
+    }
+
+    for (key, value) in [
+        ("tsc_early_khz=", tsc_khz.to_string()),
+        ("tsc=", "reliable".to_owned()),
+    ] {
+        if words.iter().any(|word| word.starts_with(key)) {
+            continue;
+        }
+        let word = format!("{key}{value}");
+        changes.push(format!(
+            "added {word}: there is no timer to calibrate the TSC against"
+        ));
+        words.push(word);
+    }
+
+    words.extend(for_init);
+    let cmdline = words.join(" ");
+    if cmdline.len() >= MAX_SIZE {
+        return Err(BootArgsError::TooLarge(cmdline.len()));
+    }
+    Ok(BootArgs { cmdline, changes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cmdline(args: &str, root: Option<Root<'_>>) -> String {
+        rewrite(args, root, 2_600_000).unwrap().cmdline
+    }
+
+    #[test]
+    fn the_originals_default_arguments() {
+        let root = Root {
+            partuuid: None,
+            read_only: true,
+        };
+        let made = rewrite(
+            "console=ttyS0 noapic reboot=k panic=1 pci=off nomodules rw",
+            Some(root),
+            2_596_152,
+        )
+        .unwrap();
+        assert_eq!(
+            made.cmdline,
+            "console=ttyS0 reboot=k panic=1 pci=off nomodules rw pci=off root=/dev/vda ro \
+             tsc_early_khz=2596152 tsc=reliable"
+        );
+        assert_eq!(made.changes.len(), 3);
+    }
+
+    #[test]
+    fn partuuid_and_write() {
+        let root = Root {
+            partuuid: Some("0eaa91a0-01"),
+            read_only: false,
+        };
+        assert_eq!(
+            cmdline("a", Some(root)),
+            "a pci=off root=PARTUUID=0eaa91a0-01 rw tsc_early_khz=2600000 tsc=reliable"
+        );
+    }
+
+    #[test]
+    fn the_users_own_words_win_and_init_keeps_its_own() {
+        assert_eq!(
+            cmdline("tsc=unstable  tsc_early_khz=1 -- noapic x", None),
+            "tsc=unstable tsc_early_khz=1 pci=off -- noapic x"
+        );
+    }
+
+    #[test]
+    fn only_the_whole_word_goes() {
+        assert!(cmdline("noapicx xnoapic", None).starts_with("noapicx xnoapic "));
+    }
+
+    #[test]
+    fn limits() {
+        assert_eq!(check("a\tb"), Err(BootArgsError::NotPrintable('\t')));
+        assert_eq!(check("ä"), Err(BootArgsError::NotPrintable('ä')));
+        assert_eq!(check(&"a".repeat(2048)), Err(BootArgsError::TooLarge(2048)));
+        assert_eq!(check(&"a".repeat(2047)), Ok(()));
+        assert!(rewrite(&"a".repeat(2047), None, 1).is_err());
+    }
+}

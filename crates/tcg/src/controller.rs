@@ -1,0 +1,341 @@
+//! What a request does, before and after the guest has started.
+
+use tokio::sync::mpsc;
+
+use crate::api::Action;
+use crate::boot_args;
+use crate::console::Console;
+use crate::drive::DriveFile;
+use crate::fault::{DriveFault, Fault, StartFault, UpdateFault};
+use crate::logger;
+use crate::machine::Machine;
+use crate::metrics;
+use crate::model::{DriveUpdate, InstanceInfo, VmConfig, VmState};
+use crate::qemu::{End, MAX_DEVICES};
+use crate::resources::Resources;
+use crate::tsc;
+
+/// Version of Firecracker whose API description is followed.
+pub const FIRECRACKER_VERSION: &str = "1.15.1";
+
+/// A successful request.
+#[derive(Debug)]
+pub enum Reply {
+    /// 204.
+    Empty,
+    /// 200 with this body.
+    Json(serde_json::Value),
+}
+
+/// The end of the guest, for the main loop.
+#[derive(Debug)]
+pub struct GuestEnd {
+    /// How QEMU ended.
+    pub qemu: End,
+    /// The serial console.
+    pub console: Console,
+}
+
+/// One VM: its configuration, then its guest.
+#[derive(Debug)]
+pub struct Controller {
+    id: String,
+    resources: Resources,
+    machine: Option<Machine>,
+    tsc: tsc::Mark,
+    ended: mpsc::Sender<GuestEnd>,
+}
+
+impl Controller {
+    /// A VM that is not configured yet. `ended` hears once of the end of the guest.
+    #[must_use]
+    pub fn new(id: String, tsc: tsc::Mark, ended: mpsc::Sender<GuestEnd>) -> Self {
+        Self {
+            id,
+            resources: Resources::default(),
+            machine: None,
+            tsc,
+            ended,
+        }
+    }
+
+    /// Applies a whole configuration and starts the guest (`--config-file`).
+    ///
+    /// # Errors
+    /// As the requests would that it stands for.
+    pub async fn boot(&mut self, config: VmConfig) -> Result<(), Fault> {
+        if let Some(part) = config.unsupported() {
+            return Err(not_offered(part));
+        }
+        if let Some(logger) = config.logger {
+            self.handle(Action::PutLogger(logger)).await?;
+        }
+        if let Some(metrics) = config.metrics {
+            self.handle(Action::PutMetrics(metrics)).await?;
+        }
+        if let Some(machine) = config.machine_config {
+            self.handle(Action::UpdateMachine(machine.into())).await?;
+        }
+        self.handle(Action::PutBootSource(config.boot_source))
+            .await?;
+        for drive in config.drives {
+            self.handle(Action::PutDrive(drive)).await?;
+        }
+        if let Some(vsock) = config.vsock {
+            self.handle(Action::PutVsock(vsock)).await?;
+        }
+        if let Some(entropy) = config.entropy {
+            self.handle(Action::PutEntropy(entropy)).await?;
+        }
+        self.handle(Action::InstanceStart).await.map(drop)
+    }
+
+    /// Does what a request asks for.
+    ///
+    /// # Errors
+    /// The request is not allowed in this state, or fails.
+    pub async fn handle(&mut self, action: Action) -> Result<Reply, Fault> {
+        match action {
+            Action::GetInstanceInfo => Ok(json(&self.info())),
+            Action::GetVersion => Ok(Reply::Json(
+                serde_json::json!({ "firecracker_version": FIRECRACKER_VERSION }),
+            )),
+            Action::GetVmConfig => Ok(json(&self.resources.config())),
+            Action::GetMachineConfig => Ok(json(self.resources.machine())),
+            Action::NotOffered(what) => Err(not_offered(&what)),
+            before_start if before_start.only_before_start() => {
+                if self.machine.is_some() {
+                    return Err(Fault::NotSupportedPostBoot);
+                }
+                self.configure(before_start).await
+            }
+            after_start => {
+                if self.machine.is_none() {
+                    return Err(Fault::NotSupportedPreBoot);
+                }
+                self.control(after_start).await
+            }
+        }
+    }
+
+    fn info(&self) -> InstanceInfo {
+        let state = match &self.machine {
+            None => VmState::NotStarted,
+            Some(machine) if machine.paused() => VmState::Paused,
+            Some(_) => VmState::Running,
+        };
+        InstanceInfo {
+            id: self.id.clone(),
+            state,
+            vmm_version: FIRECRACKER_VERSION.to_owned(),
+            app_name: "Firecracker".to_owned(),
+        }
+    }
+
+    async fn configure(&mut self, action: Action) -> Result<Reply, Fault> {
+        match action {
+            Action::PutBootSource(config) => self.resources.set_boot_source(config)?,
+            Action::UpdateMachine(update) => self.resources.update_machine(&update)?,
+            Action::PutDrive(config) => self.resources.set_drive(config)?,
+            Action::PutVsock(config) => self.resources.set_vsock(config)?,
+            Action::PutEntropy(config) => {
+                if config.rate_limiter.is_some_and(|limiter| limiter.limits()) {
+                    return Err(not_offered("A rate limiter of the entropy device"));
+                }
+                self.resources.set_entropy(config);
+            }
+            Action::PutLogger(config) => logger::configure(config).map_err(Fault::Logger)?,
+            Action::PutMetrics(config) => {
+                metrics::configure(&config).map_err(|error| Fault::Metrics(error.to_string()))?;
+            }
+            Action::InstanceStart => self.start().await?,
+            other => return Err(not_offered(&format!("{other:?}"))),
+        }
+        Ok(Reply::Empty)
+    }
+
+    async fn start(&mut self) -> Result<(), StartFault> {
+        let (count, room) = (self.resources.device_count(), MAX_DEVICES);
+        if count > room {
+            return Err(StartFault::TooManyDevices { count, room });
+        }
+        let tsc_khz = self.tsc.host_khz().await;
+        let vsock = match self.resources.vsock_mut() {
+            Some(vsock) => Some(vsock.take_qemu_end().map_err(StartFault::Vsock)?),
+            None => None,
+        };
+        let (kernel, args) = self.resources.kernel()?;
+        let args = boot_args::rewrite(args, self.resources.root(), tsc_khz)?;
+        for change in &args.changes {
+            log::info!("Kernel arguments: {change}");
+        }
+        log::info!("Kernel arguments in use: {}", args.cmdline);
+
+        let started = Machine::start(&self.id, &self.resources, kernel, args.cmdline, vsock).await;
+        let (machine, console) = started?;
+        let end = machine.ended();
+        let ended = self.ended.clone();
+        tokio::spawn(async move {
+            let qemu = end.await;
+            // The main loop that would listen may be ending too.
+            drop(ended.send(GuestEnd { qemu, console }).await);
+        });
+        self.machine = Some(machine);
+        Ok(())
+    }
+
+    async fn control(&mut self, action: Action) -> Result<Reply, Fault> {
+        let Some(machine) = &mut self.machine else {
+            return Err(Fault::NotSupportedPreBoot);
+        };
+        match action {
+            Action::Pause => machine.pause().await.map_err(Fault::Internal)?,
+            Action::Resume => machine.resume().await.map_err(Fault::Internal)?,
+            Action::SendCtrlAltDel => machine.send_ctrl_alt_del().await.map_err(Fault::Internal)?,
+            Action::FlushMetrics => metrics::flush().map_err(Fault::FlushMetrics)?,
+            Action::PatchDrive(update) => {
+                self.update_drive(update)
+                    .await
+                    .map_err(DriveFault::Update)?;
+            }
+            other => return Err(not_offered(&format!("{other:?}"))),
+        }
+        Ok(Reply::Empty)
+    }
+
+    async fn update_drive(&mut self, update: DriveUpdate) -> Result<(), UpdateFault> {
+        let Some(machine) = &mut self.machine else {
+            return Err(UpdateFault::DeviceNotFound);
+        };
+        let drives = self.resources.drives();
+        let index = drives
+            .iter()
+            .position(|drive| drive.config.drive_id == update.drive_id)
+            .ok_or(UpdateFault::DeviceNotFound)?;
+        if update.rate_limiter.is_some_and(|limiter| limiter.limits()) {
+            return Err(crate::fault::BlockFault::NotOffered("A drive's rate limiter").into());
+        }
+        match update.path_on_host {
+            Some(path) => {
+                let new = DriveFile::open(&path, drives[index].read_only())?;
+                machine.swap_drive(index, &new).await?;
+                self.resources.note_swap(index, path, new);
+                Ok(())
+            }
+            // Without anything to change, Firecracker takes it for the other kind of drive.
+            None if update.rate_limiter.is_none() => Err(UpdateFault::DifferentBackend),
+            None => Ok(()),
+        }
+    }
+}
+
+fn not_offered(what: &str) -> Fault {
+    Fault::NotSupported(format!("{what} is not offered by firecracker-tcg."))
+}
+
+fn json(value: &impl serde::Serialize) -> Reply {
+    // Plain structs with text keys: this cannot fail.
+    Reply::Json(serde_json::to_value(value).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::parse;
+
+    fn controller() -> Controller {
+        Controller::new("vm".into(), tsc::Mark::now(), mpsc::channel(1).0)
+    }
+
+    async fn send(
+        controller: &mut Controller,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Result<Reply, String> {
+        let action = parse(method, path, body.as_bytes()).map_err(|fault| fault.to_string())?;
+        controller
+            .handle(action)
+            .await
+            .map_err(|fault| fault.to_string())
+    }
+
+    #[tokio::test]
+    async fn before_the_start() {
+        let mut vm = controller();
+        let Ok(Reply::Json(info)) = send(&mut vm, "GET", "/", "").await else {
+            panic!()
+        };
+        assert_eq!(info["state"], "Not started");
+        assert_eq!(info["id"], "vm");
+        for (method, path, body) in [
+            ("PATCH", "/vm", r#"{"state":"Paused"}"#),
+            (
+                "PATCH",
+                "/drives/a",
+                r#"{"drive_id":"a","path_on_host":"b"}"#,
+            ),
+            ("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#),
+            ("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
+        ] {
+            assert_eq!(
+                send(&mut vm, method, path, body).await.unwrap_err(),
+                "The requested operation is not supported before starting the microVM."
+            );
+        }
+        assert_eq!(
+            send(
+                &mut vm,
+                "PUT",
+                "/actions",
+                r#"{"action_type":"InstanceStart"}"#
+            )
+            .await
+            .unwrap_err(),
+            "Start microvm error: Cannot start microvm without kernel configuration."
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_not_offered_is_refused() {
+        let mut vm = controller();
+        let error = send(&mut vm, "PUT", "/balloon", "{}").await.unwrap_err();
+        assert_eq!(
+            error,
+            "The requested operation is not supported: PUT /balloon is not offered by firecracker-tcg."
+        );
+        let config: VmConfig = serde_json::from_str(
+            r#"{"drives":[],"boot-source":{"kernel_image_path":"k"},"network-interfaces":[{}]}"#,
+        )
+        .unwrap();
+        assert!(
+            vm.boot(config)
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("network-interfaces")
+        );
+    }
+
+    #[tokio::test]
+    async fn the_configuration_can_be_read_back() {
+        let mut vm = controller();
+        send(
+            &mut vm,
+            "PATCH",
+            "/machine-config",
+            r#"{"mem_size_mib":256}"#,
+        )
+        .await
+        .unwrap();
+        let body = r#"{"drive_id":"d","path_on_host":"/dev/null","is_root_device":true,"is_read_only":true}"#;
+        send(&mut vm, "PUT", "/drives/d", body).await.unwrap();
+        let Ok(Reply::Json(config)) = send(&mut vm, "GET", "/vm/config", "").await else {
+            panic!()
+        };
+        assert_eq!(config["machine-config"]["mem_size_mib"], 256);
+        assert_eq!(config["drives"][0]["cache_type"], "Unsafe");
+        assert_eq!(config["drives"][0]["io_engine"], "Sync");
+        assert_eq!(config["network-interfaces"], serde_json::json!([]));
+    }
+}

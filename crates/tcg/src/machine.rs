@@ -1,0 +1,284 @@
+//! A running guest: QEMU, its control connection, its console, its drives.
+//!
+//! # How a drive's file is swapped
+//!
+//! QEMU tells a guest that a disk has changed only when the disk's block node is resized, and resizing
+//! really resizes the file behind it. So the guest's processors are stopped for about 2 ms; a node in memory, the
+//! bell, takes the drive's place, is resized to the new file's size, which raises the device's
+//! configuration interrupt, and gives way to the new file's node. No host file is ever resized, read-only
+//! devices work the same way, and the guest never reads from the bell.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde_json::{Value, json};
+
+use crate::console::Console;
+use crate::drive::{DriveFile, DriveMode};
+use crate::initrd;
+use crate::qemu::{
+    self, BELL_NODE, End, Plan, PlannedDrive, Process, QemuError, Qmp, drive_device_id, drive_node,
+    drive_node_name,
+};
+use crate::resources::Resources;
+
+/// A guest that has been started.
+#[derive(Debug)]
+pub struct Machine {
+    process: Process,
+    qmp: Qmp,
+    drives: Vec<RunningDrive>,
+    paused: bool,
+}
+
+/// A drive of a running guest.
+#[derive(Debug)]
+struct RunningDrive {
+    mode: DriveMode,
+    swaps: u64,
+}
+
+impl Machine {
+    /// Starts QEMU with what is configured and lets the guest run. The console is the guest's serial port.
+    ///
+    /// # Errors
+    /// QEMU is missing or too old, or it refuses the configuration; then nothing of it is left.
+    pub async fn start(
+        id: &str,
+        resources: &Resources,
+        kernel: &str,
+        cmdline: String,
+        vsock: Option<OwnedFd>,
+    ) -> Result<(Self, Console), QemuError> {
+        let program = qemu::find()?;
+        let (qmp, qmp_of_qemu) = socket_pair("the control socket")?;
+        let (console, console_of_qemu) = socket_pair("the serial console")?;
+        let initrd = match resources.initrd_path() {
+            Some(path) => Some(initrd::prepare(path).map_err(preparing("the initrd"))?),
+            None => None,
+        };
+        let (initrd, initrd_fd) = initrd.map_or((None, None), |it| (Some(it.path), it.copy));
+        let copy = |file: &File| file.try_clone().map(OwnedFd::from);
+        let drives = resources
+            .drives()
+            .iter()
+            .map(|drive| {
+                Ok(PlannedDrive {
+                    drive,
+                    fd: copy(&drive.backing.file)?,
+                })
+            })
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(preparing("a drive"))?;
+        let bell =
+            memfd_create("bell", MemfdFlags::CLOEXEC).map_err(|error| QemuError::Prepare {
+                what: "drive swaps",
+                error: error.into(),
+            })?;
+        let plan = Plan {
+            id,
+            machine: resources.machine(),
+            kernel,
+            initrd,
+            initrd_fd,
+            cmdline,
+            drives,
+            bell: bell.into(),
+            entropy: resources.entropy().is_some(),
+            vsock,
+            qmp: qmp_of_qemu.into(),
+            console: console_of_qemu.into(),
+        };
+        let process = Process::spawn(&program, &plan.arguments(), plan.inherited())?;
+        log::info!("Started {} as process {}", program.display(), process.pid());
+        // QEMU has its own copies; its end must show as the end of these connections.
+        drop(plan);
+
+        let qmp = match run(qmp).await {
+            Ok(qmp) => qmp,
+            // Its last words say more than that it is gone.
+            Err(QemuError::Gone { .. }) => return Err(process.ended().await.into()),
+            Err(error) => return Err(error),
+        };
+        let console = Console::start(console).map_err(preparing("the serial console"))?;
+        let drives = resources
+            .drives()
+            .iter()
+            .map(|drive| RunningDrive {
+                mode: drive.mode(),
+                swaps: 0,
+            })
+            .collect();
+        Ok((
+            Self {
+                process,
+                qmp,
+                drives,
+                paused: false,
+            },
+            console,
+        ))
+    }
+
+    /// Waits for QEMU's end.
+    pub fn ended(&self) -> impl Future<Output = End> + Send + use<> {
+        self.process.ended()
+    }
+
+    /// Whether the guest's processors stand still.
+    #[must_use]
+    pub fn paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Stops the guest's processors.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub async fn pause(&mut self) -> Result<(), QemuError> {
+        self.qmp.execute("stop", json!({})).await?;
+        self.paused = true;
+        Ok(())
+    }
+
+    /// Lets the guest's processors run.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub async fn resume(&mut self) -> Result<(), QemuError> {
+        self.qmp.execute("cont", json!({})).await?;
+        self.paused = false;
+        Ok(())
+    }
+
+    /// Presses Ctrl, Alt and Delete on the guest's keyboard.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub async fn send_ctrl_alt_del(&self) -> Result<(), QemuError> {
+        let key = |name| json!({ "type": "qcode", "data": name });
+        let keys = json!({ "keys": [key("ctrl"), key("alt"), key("delete")] });
+        self.qmp.execute("send-key", keys).await.map(drop)
+    }
+
+    /// Puts `new` in place of the file behind the drive with this index, and tells the guest.
+    ///
+    /// # Errors
+    /// QEMU refuses the file; the old one is then still attached.
+    pub async fn swap_drive(&mut self, index: usize, new: &DriveFile) -> Result<(), QemuError> {
+        let drive = &mut self.drives[index];
+        let old_node = drive_node_name(index, drive.swaps);
+        // Counted even if the swap fails, so that a name is never used twice.
+        drive.swaps += 1;
+        let swap = Swap {
+            qmp: &self.qmp,
+            device: format!("/machine/peripheral/{}", drive_device_id(index)),
+            new_node: drive_node_name(index, drive.swaps),
+            old_node,
+            size: new.size,
+        };
+        swap.run(new, drive.mode, !self.paused).await
+    }
+}
+
+/// Enters command mode and lets the guest run.
+async fn run(stream: UnixStream) -> Result<Qmp, QemuError> {
+    let (qmp, mut events) = Qmp::connect(stream).await?;
+    qmp.execute("cont", json!({})).await?;
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            log::debug!("QEMU event {} {}", event.event, event.data);
+        }
+    });
+    Ok(qmp)
+}
+
+/// One swap under way.
+struct Swap<'a> {
+    qmp: &'a Qmp,
+    /// QOM path of the virtio device.
+    device: String,
+    old_node: String,
+    new_node: String,
+    /// Bytes the guest is to see.
+    size: u64,
+}
+
+impl Swap<'_> {
+    async fn run(&self, new: &DriveFile, mode: DriveMode, running: bool) -> Result<(), QemuError> {
+        self.resize_bell().await?;
+        let added = self
+            .qmp
+            .execute_with("add-fd", json!({}), Some(new.file.as_fd()))
+            .await?;
+        let fdset = added["fdset-id"]
+            .as_i64()
+            .ok_or_else(|| QemuError::Protocol("an answer to add-fd without a set".to_owned()))?;
+        let node = drive_node(&self.new_node, fdset, self.size, mode);
+        let opened = self.qmp.execute("blockdev-add", node).await;
+        // An open node has its own copy of the descriptor.
+        self.qmp
+            .execute("remove-fd", json!({ "fdset-id": fdset }))
+            .await?;
+        opened?;
+
+        let attached = self.attach(running).await;
+        let unused = if attached.is_ok() {
+            &self.old_node
+        } else {
+            &self.new_node
+        };
+        let closed = self
+            .qmp
+            .execute("blockdev-del", json!({ "node-name": unused }))
+            .await;
+        attached.and(closed.map(drop))
+    }
+
+    /// Exchanges the nodes while the guest stands still.
+    async fn attach(&self, running: bool) -> Result<(), QemuError> {
+        if running {
+            self.qmp.execute("stop", json!({})).await?;
+        }
+        let exchanged = self.ring_and_exchange().await;
+        let back = match &exchanged {
+            Ok(()) => Ok(()),
+            Err(_) => self.set_node(&self.old_node).await,
+        };
+        if running && back.is_ok() {
+            self.qmp.execute("cont", json!({})).await?;
+        }
+        exchanged.and(back)
+    }
+
+    async fn ring_and_exchange(&self) -> Result<(), QemuError> {
+        self.set_node(BELL_NODE).await?;
+        self.resize_bell().await?;
+        self.set_node(&self.new_node).await
+    }
+
+    async fn set_node(&self, node: &str) -> Result<(), QemuError> {
+        let arguments = json!({ "path": self.device, "property": "drive", "value": node });
+        self.qmp.execute("qom-set", arguments).await.map(drop)
+    }
+
+    async fn resize_bell(&self) -> Result<Value, QemuError> {
+        self.qmp
+            .execute(
+                "block_resize",
+                json!({ "node-name": BELL_NODE, "size": self.size }),
+            )
+            .await
+    }
+}
+
+fn socket_pair(what: &'static str) -> Result<(UnixStream, UnixStream), QemuError> {
+    UnixStream::pair().map_err(preparing(what))
+}
+
+fn preparing(what: &'static str) -> impl Fn(io::Error) -> QemuError {
+    move |error| QemuError::Prepare { what, error }
+}

@@ -1,0 +1,297 @@
+//! What is configured before the guest starts: each part is checked, and its files opened, when it is set.
+
+use std::fs::File;
+
+use crate::boot_args::{self, Root};
+use crate::drive::{Drive, DriveFile};
+use crate::fault::{BootSourceFault, DriveFault, StartFault, VsockFault};
+use crate::kernel_image;
+use crate::model::{
+    BootSourceConfig, DriveConfig, EntropyConfig, MachineConfig, MachineConfigError,
+    MachineConfigUpdate, VmConfig, VsockConfig,
+};
+use crate::vsock::Vsock;
+
+/// The configuration.
+#[derive(Debug, Default)]
+pub struct Resources {
+    machine: MachineConfig,
+    boot_source: Option<BootSource>,
+    drives: Vec<Drive>,
+    vsock: Option<Vsock>,
+    entropy: Option<EntropyConfig>,
+}
+
+#[derive(Debug)]
+struct BootSource {
+    config: BootSourceConfig,
+    kernel: File,
+}
+
+impl Resources {
+    /// Sets kernel, initrd and kernel arguments.
+    ///
+    /// # Errors
+    /// A file cannot be opened, or the arguments are too long or not printable ASCII.
+    pub fn set_boot_source(&mut self, config: BootSourceConfig) -> Result<(), BootSourceFault> {
+        let kernel = File::open(&config.kernel_image_path).map_err(BootSourceFault::KernelPath)?;
+        if let Some(path) = &config.initrd_path {
+            File::open(path).map_err(BootSourceFault::InitrdPath)?;
+        }
+        if let Some(args) = &config.boot_args {
+            boot_args::check(args)?;
+        }
+        self.boot_source = Some(BootSource { config, kernel });
+        Ok(())
+    }
+
+    /// Changes processors and memory.
+    ///
+    /// # Errors
+    /// A limit is broken.
+    pub fn update_machine(
+        &mut self,
+        update: &MachineConfigUpdate,
+    ) -> Result<(), MachineConfigError> {
+        self.machine = self.machine.updated(update)?;
+        Ok(())
+    }
+
+    /// Adds a drive, or replaces the one of the same id. The root drive comes first, the others in the order
+    /// in which they were added.
+    ///
+    /// # Errors
+    /// There is another root drive already, or the drive's own fault.
+    pub fn set_drive(&mut self, config: DriveConfig) -> Result<(), DriveFault> {
+        let position = self
+            .drives
+            .iter()
+            .position(|drive| drive.config.drive_id == config.drive_id);
+        let is_root = config.is_root_device;
+        let has_root = self
+            .drives
+            .first()
+            .is_some_and(|drive| drive.config.is_root_device);
+        if is_root && has_root && position != Some(0) {
+            return Err(DriveFault::RootAlreadyAdded);
+        }
+        let drive = Drive::new(config).map_err(DriveFault::Create)?;
+        match position {
+            Some(at) => {
+                self.drives[at] = drive;
+                if is_root {
+                    self.drives.swap(0, at);
+                }
+            }
+            None if is_root => self.drives.insert(0, drive),
+            None => self.drives.push(drive),
+        }
+        Ok(())
+    }
+
+    /// Sets the vsock device; an earlier one and its socket go.
+    ///
+    /// # Errors
+    /// The socket exists or cannot be made.
+    pub fn set_vsock(&mut self, config: VsockConfig) -> Result<(), VsockFault> {
+        if let Some(earlier) = self.vsock.take() {
+            earlier.remove()?;
+        }
+        self.vsock = Some(Vsock::new(config)?);
+        Ok(())
+    }
+
+    /// Adds a source of random numbers.
+    pub fn set_entropy(&mut self, config: EntropyConfig) {
+        self.entropy = Some(config);
+    }
+
+    /// Notes that a running drive has another file now.
+    pub fn note_swap(&mut self, index: usize, path: String, backing: DriveFile) {
+        let drive = &mut self.drives[index];
+        drive.config.path_on_host = Some(path);
+        drive.backing = backing;
+    }
+
+    /// Processors and memory.
+    #[must_use]
+    pub fn machine(&self) -> &MachineConfig {
+        &self.machine
+    }
+
+    /// The drives in the guest's order.
+    #[must_use]
+    pub fn drives(&self) -> &[Drive] {
+        &self.drives
+    }
+
+    /// The source of random numbers.
+    #[must_use]
+    pub fn entropy(&self) -> Option<&EntropyConfig> {
+        self.entropy.as_ref()
+    }
+
+    /// The vsock device.
+    #[must_use]
+    pub fn vsock_mut(&mut self) -> Option<&mut Vsock> {
+        self.vsock.as_mut()
+    }
+
+    /// Path of the initrd.
+    #[must_use]
+    pub fn initrd_path(&self) -> Option<&str> {
+        self.boot_source.as_ref()?.config.initrd_path.as_deref()
+    }
+
+    /// The kernel's path, once it is known to be a kernel, and its arguments as configured.
+    ///
+    /// # Errors
+    /// None is configured, or it is no kernel.
+    pub fn kernel(&self) -> Result<(&str, &str), StartFault> {
+        use std::io::Seek;
+        let source = self
+            .boot_source
+            .as_ref()
+            .ok_or(StartFault::MissingKernelConfig)?;
+        let path = &source.config.kernel_image_path;
+        let mut file = &source.kernel;
+        file.rewind()
+            .map_err(kernel_image::KernelImageError::Read)
+            .and_then(|()| kernel_image::identify(&mut file))
+            .map_err(|error| StartFault::Kernel {
+                path: path.clone(),
+                error,
+            })?;
+        Ok((
+            path,
+            source
+                .config
+                .boot_args
+                .as_deref()
+                .unwrap_or(boot_args::DEFAULT),
+        ))
+    }
+
+    /// The root drive, for the kernel's arguments.
+    #[must_use]
+    pub fn root(&self) -> Option<Root<'_>> {
+        let drive = self
+            .drives
+            .first()
+            .filter(|drive| drive.config.is_root_device)?;
+        Some(Root {
+            partuuid: drive.config.partuuid.as_deref(),
+            read_only: drive.read_only(),
+        })
+    }
+
+    /// Number of virtio devices.
+    #[must_use]
+    pub fn device_count(&self) -> usize {
+        self.drives.len() + usize::from(self.vsock.is_some()) + usize::from(self.entropy.is_some())
+    }
+
+    /// Everything, as `GET /vm/config` shows it.
+    #[must_use]
+    pub fn config(&self) -> VmConfig {
+        VmConfig {
+            drives: self
+                .drives
+                .iter()
+                .map(|drive| drive.config.clone())
+                .collect(),
+            boot_source: self
+                .boot_source
+                .as_ref()
+                .map(|it| it.config.clone())
+                .unwrap_or_default(),
+            machine_config: Some(self.machine.clone()),
+            // Firecracker does not show the deprecated id.
+            vsock: self.vsock.as_ref().map(|it| VsockConfig {
+                vsock_id: None,
+                ..it.config.clone()
+            }),
+            entropy: self.entropy.clone(),
+            ..VmConfig::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drive(id: &str, root: bool) -> DriveConfig {
+        DriveConfig {
+            drive_id: id.into(),
+            is_root_device: root,
+            is_read_only: Some(true),
+            path_on_host: Some("/dev/null".into()),
+            ..DriveConfig::default()
+        }
+    }
+
+    fn ids(resources: &Resources) -> Vec<&str> {
+        resources
+            .drives()
+            .iter()
+            .map(|drive| drive.config.drive_id.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn the_root_drive_comes_first() {
+        let mut resources = Resources::default();
+        resources.set_drive(drive("a", false)).unwrap();
+        resources.set_drive(drive("b", false)).unwrap();
+        assert!(resources.root().is_none());
+        resources.set_drive(drive("r", true)).unwrap();
+        assert_eq!(ids(&resources), ["r", "a", "b"]);
+        assert!(matches!(
+            resources.set_drive(drive("b", true)),
+            Err(DriveFault::RootAlreadyAdded)
+        ));
+        resources.set_drive(drive("r", true)).unwrap();
+        resources.set_drive(drive("a", false)).unwrap();
+        assert_eq!(ids(&resources), ["r", "a", "b"]);
+        assert_eq!(
+            resources.root(),
+            Some(Root {
+                partuuid: None,
+                read_only: true
+            })
+        );
+    }
+
+    #[test]
+    fn the_root_drive_can_be_demoted_and_replaced() {
+        let mut resources = Resources::default();
+        resources.set_drive(drive("r", true)).unwrap();
+        resources.set_drive(drive("a", false)).unwrap();
+        resources.set_drive(drive("r", false)).unwrap();
+        resources.set_drive(drive("a", true)).unwrap();
+        assert_eq!(ids(&resources), ["a", "r"]);
+    }
+
+    #[test]
+    fn a_kernel_is_needed() {
+        let mut resources = Resources::default();
+        assert!(matches!(
+            resources.kernel(),
+            Err(StartFault::MissingKernelConfig)
+        ));
+        let config = |path: &str| BootSourceConfig {
+            kernel_image_path: path.into(),
+            ..BootSourceConfig::default()
+        };
+        assert_eq!(
+            resources
+                .set_boot_source(config("/nonexistent"))
+                .unwrap_err()
+                .to_string(),
+            "The kernel file cannot be opened: No such file or directory (os error 2)"
+        );
+        resources.set_boot_source(config("/dev/null")).unwrap();
+        assert!(matches!(resources.kernel(), Err(StartFault::Kernel { .. })));
+    }
+}

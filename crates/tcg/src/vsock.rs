@@ -1,0 +1,85 @@
+//! The vsock device between `PUT /vsock` and the start of the guest.
+
+use std::fs::remove_file;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use fc_vhost_vsock::{VsockConfig as DeviceConfig, VsockDevice, VsockError};
+
+use crate::fault::VsockFault;
+use crate::model::VsockConfig;
+
+/// A device that listens on its host socket and waits for QEMU.
+#[derive(Debug)]
+pub struct Vsock {
+    /// As configured.
+    pub config: VsockConfig,
+    device: VsockDevice,
+    /// QEMU's end of the vhost-user connection, until QEMU has taken it.
+    qemu_end: Option<OwnedFd>,
+}
+
+impl Vsock {
+    /// Binds the host socket and starts the device.
+    ///
+    /// # Errors
+    /// The socket exists or cannot be made, or the context id is reserved.
+    pub fn new(config: VsockConfig) -> Result<Self, VsockFault> {
+        let (device, qemu_end) = start(&config)?;
+        Ok(Self {
+            config,
+            device,
+            qemu_end: Some(qemu_end),
+        })
+    }
+
+    /// QEMU's end of the connection. A device serves one QEMU, so after a failed start of QEMU the device is
+    /// started anew here.
+    ///
+    /// # Errors
+    /// It cannot be started anew.
+    pub fn take_qemu_end(&mut self) -> Result<OwnedFd, VsockFault> {
+        if let Some(end) = self.qemu_end.take() {
+            return Ok(end);
+        }
+        remove_file(&self.config.uds_path).map_err(VsockFault::Bind)?;
+        let (device, end) = start(&self.config)?;
+        self.device = device;
+        Ok(end)
+    }
+
+    /// The running device.
+    #[must_use]
+    pub fn device(&self) -> &VsockDevice {
+        &self.device
+    }
+
+    /// Ends the device and removes its host socket, to make room for another.
+    ///
+    /// # Errors
+    /// The socket cannot be removed.
+    pub fn remove(self) -> Result<(), VsockFault> {
+        drop(self.device);
+        remove_file(&self.config.uds_path).map_err(VsockFault::Bind)
+    }
+}
+
+/// Starts the device and connects to it on QEMU's behalf, so that QEMU needs no path.
+fn start(config: &VsockConfig) -> Result<(VsockDevice, OwnedFd), VsockFault> {
+    let path = PathBuf::from(format!("{}.vhost", config.uds_path));
+    let vhost_socket = UnixListener::bind(&path).map_err(VsockFault::Bind)?;
+    let connected = UnixStream::connect(&path);
+    remove_file(&path).map_err(VsockFault::Bind)?;
+    let connected = connected.map_err(VsockFault::Bind)?;
+    let device = VsockDevice::start(DeviceConfig {
+        vhost_socket,
+        uds_path: PathBuf::from(&config.uds_path),
+        guest_cid: u64::from(config.guest_cid),
+    })
+    .map_err(|error| match error {
+        VsockError::Bind { source, .. } => VsockFault::Bind(source),
+        other => VsockFault::Backend(other),
+    })?;
+    Ok((device, connected.into()))
+}
