@@ -23,5 +23,12 @@ pub fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
         order += &format!("/{path}\n");
     }
     archive.file("modules/order", 0o644, order.as_bytes());
-    archive.finish()
+    let mut image = archive.finish();
+    image.resize(image.len().next_multiple_of(PAGE), 0);
+    image
 }
+
+/// QEMU loads the initrd of a vmlinux to the top of memory, aligned down to a
+/// page, where the firmware's ACPI tables end within the last page. An initrd of
+/// whole pages leaves that one alone; another one overwrites the tables.
+const PAGE: usize = 4096;
