@@ -1,0 +1,115 @@
+//! What is mounted where: `/proc/self/mountinfo`, see proc_pid_mountinfo(5).
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// The mount table cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot read the list of mounts")]
+pub struct InfoError(#[source] io::Error);
+
+/// Where the block device `major:minor` is mounted, in the order of mounting.
+///
+/// # Errors
+/// When the kernel's list cannot be read.
+pub fn mount_points(major: u64, minor: u64) -> Result<Vec<PathBuf>, InfoError> {
+    let table = std::fs::read("/proc/self/mountinfo").map_err(InfoError)?;
+    Ok(parse(&table, &format!("{major}:{minor}")))
+}
+
+/// Where anything that holds data of disks is mounted, except `/`, in the order of mounting.
+///
+/// # Errors
+/// When the kernel's list cannot be read.
+pub fn disk_mounts() -> Result<Vec<PathBuf>, InfoError> {
+    let table = std::fs::read("/proc/self/mountinfo").map_err(InfoError)?;
+    Ok(entries(&table)
+        .filter(|entry| entry.target != b"/" && entry.is_on_disk())
+        .map(|entry| unescape(entry.target))
+        .collect())
+}
+
+fn parse(table: &[u8], device: &str) -> Vec<PathBuf> {
+    entries(table)
+        .filter(|entry| entry.device == device.as_bytes())
+        .map(|entry| unescape(entry.target))
+        .collect()
+}
+
+struct Entry<'a> {
+    device: &'a [u8],
+    target: &'a [u8],
+    fstype: &'a [u8],
+}
+
+impl Entry<'_> {
+    /// Block devices have a major number; an overlay has none but keeps its layers in use.
+    fn is_on_disk(&self) -> bool {
+        !self.device.starts_with(b"0:") || self.fstype == b"overlay"
+    }
+}
+
+fn entries(table: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let device = fields.nth(2)?;
+        let target = fields.nth(1)?;
+        // Optional fields end with a dash.
+        let fstype = fields.skip_while(|field| *field != b"-").nth(1)?;
+        Some(Entry {
+            device,
+            target,
+            fstype,
+        })
+    })
+}
+
+/// Blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        match tail {
+            [
+                a @ b'0'..=b'3',
+                b @ b'0'..=b'7',
+                c @ b'0'..=b'7',
+                after @ ..,
+            ] if *first == b'\\' => {
+                bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+                rest = after;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_mount_points_of_one_device() {
+        let table = b"21 1 254:0 / / ro - erofs /dev/vda ro\n\
+            30 21 254:16 / /a\\040b rw - ext4 /dev/vdb rw\n\
+            31 21 254:1 / /other rw - ext4 /dev/vdc rw\n\
+            32 21 254:16 /sub /again rw - ext4 /dev/vdb rw\n";
+        let found = parse(table, "254:16");
+        assert_eq!(found, [PathBuf::from("/a b"), PathBuf::from("/again")]);
+    }
+
+    #[test]
+    fn disks_and_overlays_hold_data() {
+        let table = b"21 1 254:0 / / ro - erofs /dev/vda ro\n\
+            22 21 0:5 / /dev rw shared:1 - devtmpfs dev rw\n\
+            23 21 0:40 / /c/rootfs rw master:1 shared:2 - overlay overlay rw\n";
+        let disks: Vec<_> = entries(table).map(|e| e.is_on_disk()).collect();
+        assert_eq!(disks, [true, false, true]);
+    }
+}

@@ -1,0 +1,9 @@
+//! The OCI runtime (crun or runc) as a command, and what it is given.
+
+mod console;
+mod runtime;
+pub mod spec;
+pub(crate) mod user;
+
+pub use console::{ConsoleError, set_size};
+pub use runtime::{Launch, Runtime, RuntimeError, Started};
