@@ -159,19 +159,19 @@ impl Controller {
         if count > room {
             return Err(StartFault::TooManyDevices { count, room });
         }
-        let tsc_khz = self.tsc.host_khz().await;
-        let vsock = match self.resources.vsock_mut() {
-            Some(vsock) => Some(vsock.take_qemu_end().map_err(StartFault::Vsock)?),
-            None => None,
-        };
         let (kernel, args) = self.resources.kernel()?;
+        let tsc_khz = self.tsc.host_khz().await;
         let args = boot_args::rewrite(args, self.resources.root(), tsc_khz)?;
+        let kernel = kernel.to_owned();
         for change in &args.changes {
             log::info!("Kernel arguments: {change}");
         }
         log::info!("Kernel arguments in use: {}", args.cmdline);
-
-        let started = Machine::start(&self.id, &self.resources, kernel, args.cmdline, vsock).await;
+        let vsock = match self.resources.vsock_mut() {
+            Some(vsock) => Some(vsock.take_qemu_end().map_err(StartFault::Vsock)?),
+            None => None,
+        };
+        let started = Machine::start(&self.id, &self.resources, &kernel, args.cmdline, vsock).await;
         let (machine, console) = started?;
         let end = machine.ended();
         let ended = self.ended.clone();

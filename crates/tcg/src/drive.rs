@@ -1,6 +1,7 @@
 //! A drive's file, as the configuration holds it before the guest runs and as a swap brings it in.
 
 use std::fs::{File, OpenOptions};
+use std::io::{Error, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
 use crate::fault::BlockFault;
@@ -29,7 +30,7 @@ impl DriveFile {
     /// # Errors
     /// It cannot be opened so, or its size cannot be found out.
     pub fn open(path: &str, read_only: bool) -> Result<Self, BlockFault> {
-        let fault = |error| BlockFault::BackingFile {
+        let fault = |error: Error| BlockFault::BackingFile {
             error,
             path: path.to_owned(),
         };
@@ -38,15 +39,19 @@ impl DriveFile {
             .write(!read_only)
             .open(path)
             .map_err(fault)?;
+        let metadata = file.metadata().map_err(fault)?;
+        if metadata.is_dir() {
+            // It opens for reading, and would fail at the first read.
+            return Err(fault(ErrorKind::IsADirectory.into()));
+        }
         // Seeking tells the size of a block device too, which its metadata do not.
-        let bytes = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(fault)?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(fault)?;
         if bytes % SECTOR != 0 {
             log::warn!(
                 "Disk size {bytes} is not a multiple of sector size {SECTOR}; the remainder will not be \
                  visible to the guest."
             );
         }
-        let metadata = file.metadata().map_err(fault)?;
         let mut serial = format!("{}{}{}", metadata.dev(), metadata.rdev(), metadata.ino());
         serial.truncate(SERIAL_LEN);
         Ok(Self {

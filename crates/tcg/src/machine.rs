@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
@@ -24,6 +25,9 @@ use crate::qemu::{
     drive_node_name,
 };
 use crate::resources::Resources;
+
+/// Bound on the wait for the end of a QEMU that has hung up.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A guest that has been started.
 #[derive(Debug)]
@@ -38,6 +42,9 @@ pub struct Machine {
 #[derive(Debug)]
 struct RunningDrive {
     mode: DriveMode,
+    /// Name of the block node that is attached.
+    node: String,
+    /// Swaps that were tried.
     swaps: u64,
 }
 
@@ -99,16 +106,21 @@ impl Machine {
 
         let qmp = match run(qmp).await {
             Ok(qmp) => qmp,
-            // Its last words say more than that it is gone.
-            Err(QemuError::Gone { .. }) => return Err(process.ended().await.into()),
+            // Its last words say more than that it is gone; they come at once, or it has not ended after all.
+            Err(QemuError::Gone { command }) => {
+                let end = tokio::time::timeout(LAST_WORDS, process.ended()).await;
+                return Err(end.map_or(QemuError::Gone { command }, QemuError::from));
+            }
             Err(error) => return Err(error),
         };
         let console = Console::start(console).map_err(preparing("the serial console"))?;
         let drives = resources
             .drives()
             .iter()
-            .map(|drive| RunningDrive {
+            .enumerate()
+            .map(|(index, drive)| RunningDrive {
                 mode: drive.mode(),
+                node: drive_node_name(index, 0),
                 swaps: 0,
             })
             .collect();
@@ -170,17 +182,19 @@ impl Machine {
     /// QEMU refuses the file; the old one is then still attached.
     pub async fn swap_drive(&mut self, index: usize, new: &DriveFile) -> Result<(), QemuError> {
         let drive = &mut self.drives[index];
-        let old_node = drive_node_name(index, drive.swaps);
         // Counted even if the swap fails, so that a name is never used twice.
         drive.swaps += 1;
+        let new_node = drive_node_name(index, drive.swaps);
         let swap = Swap {
             qmp: &self.qmp,
             device: format!("/machine/peripheral/{}", drive_device_id(index)),
-            new_node: drive_node_name(index, drive.swaps),
-            old_node,
+            old_node: &drive.node,
+            new_node: &new_node,
             size: new.size,
         };
-        swap.run(new, drive.mode, !self.paused).await
+        swap.run(new, drive.mode, !self.paused).await?;
+        drive.node = new_node;
+        Ok(())
     }
 }
 
@@ -201,8 +215,8 @@ struct Swap<'a> {
     qmp: &'a Qmp,
     /// QOM path of the virtio device.
     device: String,
-    old_node: String,
-    new_node: String,
+    old_node: &'a str,
+    new_node: &'a str,
     /// Bytes the guest is to see.
     size: u64,
 }
@@ -217,7 +231,7 @@ impl Swap<'_> {
         let fdset = added["fdset-id"]
             .as_i64()
             .ok_or_else(|| QemuError::Protocol("an answer to add-fd without a set".to_owned()))?;
-        let node = drive_node(&self.new_node, fdset, self.size, mode);
+        let node = drive_node(self.new_node, fdset, self.size, mode);
         let opened = self.qmp.execute("blockdev-add", node).await;
         // An open node has its own copy of the descriptor.
         self.qmp
@@ -227,15 +241,19 @@ impl Swap<'_> {
 
         let attached = self.attach(running).await;
         let unused = if attached.is_ok() {
-            &self.old_node
+            self.old_node
         } else {
-            &self.new_node
+            self.new_node
         };
         let closed = self
             .qmp
             .execute("blockdev-del", json!({ "node-name": unused }))
             .await;
-        attached.and(closed.map(drop))
+        if let Err(error) = closed {
+            // The swap is as it is; what stays open is a descriptor of QEMU's.
+            log::warn!("A drive's unused file stays open: {error}");
+        }
+        attached
     }
 
     /// Exchanges the nodes while the guest stands still.
@@ -246,7 +264,7 @@ impl Swap<'_> {
         let exchanged = self.ring_and_exchange().await;
         let back = match &exchanged {
             Ok(()) => Ok(()),
-            Err(_) => self.set_node(&self.old_node).await,
+            Err(_) => self.set_node(self.old_node).await,
         };
         if running && back.is_ok() {
             self.qmp.execute("cont", json!({})).await?;
@@ -257,7 +275,7 @@ impl Swap<'_> {
     async fn ring_and_exchange(&self) -> Result<(), QemuError> {
         self.set_node(BELL_NODE).await?;
         self.resize_bell().await?;
-        self.set_node(&self.new_node).await
+        self.set_node(self.new_node).await
     }
 
     async fn set_node(&self, node: &str) -> Result<(), QemuError> {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -18,6 +19,9 @@ use tokio::sync::Mutex;
 use super::request::parse;
 use crate::controller::{Controller, Reply};
 use crate::fault::Fault;
+
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// The API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +78,8 @@ impl Server {
                 }
                 Err(error) => {
                     log::error!("API Server error on retrieving incoming request: {error}");
-                    // Out of descriptors, most likely: let the connections that hold them end.
-                    tokio::task::yield_now().await;
+                    // Out of descriptors, most likely. Nothing tells when there are some again.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }

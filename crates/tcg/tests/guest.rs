@@ -1,0 +1,245 @@
+//! A real guest: Debian's kernel under real QEMU, driven through the API and its console only.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::{Guest, Vmm};
+
+/// The original's default arguments, unchanged.
+const ARGS: &str = "console=ttyS0 noapic reboot=k panic=1 pci=off nomodules rw";
+
+fn boot_source(guest: &Guest, with_initrd: bool) -> serde_json::Value {
+    let mut source = json!({ "kernel_image_path": guest.kernel, "boot_args": ARGS });
+    if with_initrd {
+        source["initrd_path"] = json!(guest.initrd);
+    }
+    source
+}
+
+/// A file of `size` bytes, all `byte`.
+fn file(directory: &Path, name: &str, size: usize, byte: u8) {
+    fs::write(directory.join(name), vec![byte; size]).unwrap();
+}
+
+/// Everything that needs a guest that runs, on one boot.
+#[test]
+fn a_guest_from_start_to_reboot() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(guest) = Guest::make(directory.path()) else {
+        return;
+    };
+    file(directory.path(), "stub", 512, b'r');
+    file(directory.path(), "stub2", 512, b'w');
+    file(directory.path(), "root", 4096, b'0');
+    // Not a whole number of sectors: the guest must not see the rest, and it must stay.
+    file(directory.path(), "disk", (1 << 20) + 100, b'D');
+    file(directory.path(), "image", 2 << 20, b'I');
+    std::os::unix::fs::symlink("image", directory.path().join("stub.attached")).unwrap();
+
+    let mut vmm = Vmm::start(directory.path());
+    vmm.ok(
+        "PUT",
+        "/machine-config",
+        &json!({ "vcpu_count": 1, "mem_size_mib": 128 }),
+    );
+    vmm.ok("PUT", "/boot-source", &boot_source(&guest, true));
+    vmm.put_drive("ro", "stub", false, true);
+    vmm.put_drive("rw", "stub2", false, false);
+    vmm.put_drive("root", "root", true, true);
+    vmm.ok(
+        "PUT",
+        "/vsock",
+        &json!({ "guest_cid": 3, "uds_path": "v.sock" }),
+    );
+    vmm.ok("PUT", "/entropy", &json!({}));
+    let start = Instant::now();
+    vmm.action("InstanceStart");
+    println!("InstanceStart answered after {:?}", start.elapsed());
+    vmm.wait_line("READY");
+    println!("the guest was ready after {:?}", start.elapsed());
+    assert_eq!(vmm.request("GET", "/", "").1["state"], "Running");
+
+    devices_are_as_configured(&mut vmm);
+    state_machine_after_the_start(&vmm);
+    drives_are_swapped(&mut vmm, directory.path());
+    a_failed_swap_changes_nothing(&mut vmm, directory.path());
+    pause_and_resume(&mut vmm);
+
+    vmm.shell("sync; reboot -f >/dev/null 2>&1 &");
+    let status = vmm.wait();
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(!vmm.log().contains("panicked"));
+}
+
+fn devices_are_as_configured(vmm: &mut Vmm) {
+    let cmdline = vmm.shell("cat /proc/cmdline");
+    assert!(
+        cmdline.starts_with(
+            "console=ttyS0 reboot=k panic=1 pci=off nomodules rw pci=off root=/dev/vda ro tsc_early_khz="
+        ),
+        "{cmdline}"
+    );
+    // The root drive first, the others in the order of their requests.
+    assert_eq!(vmm.shell("cat /sys/block/vd?/size"), "8 1 1");
+    assert_eq!(vmm.shell("cat /sys/block/vd?/ro"), "1 1 0");
+    let mut kinds: Vec<_> = vmm
+        .shell("cat /sys/bus/virtio/devices/*/device")
+        .split(' ')
+        .map(str::to_owned)
+        .collect();
+    kinds.sort();
+    // Virtio device types: 2 block, 4 entropy, 0x13 vsock.
+    assert_eq!(kinds, ["0x0002", "0x0002", "0x0002", "0x0004", "0x0013"]);
+}
+
+fn state_machine_after_the_start(vmm: &Vmm) {
+    let post_boot = "The requested operation is not supported after starting the microVM.";
+    for (path, body) in [
+        ("/actions", json!({ "action_type": "InstanceStart" })),
+        (
+            "/machine-config",
+            json!({ "vcpu_count": 1, "mem_size_mib": 128 }),
+        ),
+        ("/boot-source", json!({ "kernel_image_path": "k" })),
+        ("/vsock", json!({ "guest_cid": 3, "uds_path": "x" })),
+    ] {
+        assert_eq!(vmm.fault("PUT", path, &body), post_boot);
+    }
+    vmm.action("FlushMetrics");
+}
+
+fn drives_are_swapped(vmm: &mut Vmm, directory: &Path) {
+    vmm.patch_drive("ro", "stub.attached");
+    vmm.wait_line("[vdb] new size: 4096 ");
+    vmm.patch_drive("rw", "disk");
+    vmm.wait_line("[vdc] new size: 2048 ");
+    assert_eq!(
+        vmm.shell("head -c 4 /dev/vdb; head -c 4 /dev/vdc; tail -c 4 /dev/vdc"),
+        "IIIIDDDDDDDD"
+    );
+    assert_eq!(
+        vmm.shell("echo x > /dev/vdb 2>/dev/null || echo refused"),
+        "refused"
+    );
+    assert_eq!(
+        vmm.shell("printf hello > /dev/vdc && sync && echo written"),
+        "written"
+    );
+
+    let mut took: Vec<Duration> = Vec::new();
+    for round in 0..10 {
+        for (id, files) in [("ro", ["stub", "image"]), ("rw", ["stub2", "disk"])] {
+            let start = Instant::now();
+            vmm.patch_drive(id, files[round % 2]);
+            took.push(start.elapsed());
+        }
+    }
+    took.sort();
+    println!(
+        "PATCH /drives: median {:?}, longest {:?}",
+        took[10], took[19]
+    );
+    assert_eq!(
+        vmm.shell("cat /sys/block/vdb/size /sys/block/vdc/size"),
+        "4096 2048"
+    );
+    assert_eq!(vmm.shell("head -c 5 /dev/vdc"), "hello");
+
+    let disk = fs::read(directory.join("disk")).unwrap();
+    assert_eq!(disk.len(), (1 << 20) + 100);
+    assert!(disk.starts_with(b"helloDDD") && disk.ends_with(&[b'D'; 100]));
+    assert_eq!(fs::metadata(directory.join("stub")).unwrap().len(), 512);
+    assert_eq!(fs::metadata(directory.join("stub2")).unwrap().len(), 512);
+}
+
+fn a_failed_swap_changes_nothing(vmm: &mut Vmm, directory: &Path) {
+    let fault = vmm.fault(
+        "PATCH",
+        "/drives/rw",
+        &json!({ "drive_id": "rw", "path_on_host": "missing" }),
+    );
+    assert_eq!(
+        fault,
+        "Drive config error: Unable to patch the block device: Block: Virtio backend error: Error manipulating the \
+         backing file: No such file or directory (os error 2) missing Please verify the request arguments."
+    );
+    fs::create_dir(directory.join("dir")).unwrap();
+    vmm.fault(
+        "PATCH",
+        "/drives/ro",
+        &json!({ "drive_id": "ro", "path_on_host": "dir" }),
+    );
+    let fault = vmm.fault(
+        "PATCH",
+        "/drives/no",
+        &json!({ "drive_id": "no", "path_on_host": "disk" }),
+    );
+    assert!(fault.contains("Device not found"), "{fault}");
+    assert_eq!(
+        vmm.shell("cat /sys/block/vdb/size /sys/block/vdc/size"),
+        "4096 2048"
+    );
+    assert_eq!(
+        vmm.shell("head -c 4 /dev/vdb; head -c 5 /dev/vdc"),
+        "IIIIhello"
+    );
+    assert_eq!(
+        vmm.request("GET", "/vm/config", "").1["drives"][2]["path_on_host"],
+        "disk"
+    );
+}
+
+fn pause_and_resume(vmm: &mut Vmm) {
+    vmm.ok("PATCH", "/vm", &json!({ "state": "Paused" }));
+    assert_eq!(vmm.request("GET", "/", "").1["state"], "Paused");
+    // A swap does not wake the guest.
+    vmm.patch_drive("ro", "stub");
+    assert_eq!(vmm.request("GET", "/", "").1["state"], "Paused");
+    vmm.ok("PATCH", "/vm", &json!({ "state": "Resumed" }));
+    vmm.wait_line("[vdb] new size: 1 ");
+}
+
+#[test]
+fn a_panic_is_told_from_a_reboot() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(guest) = Guest::make(directory.path()) else {
+        return;
+    };
+    let mut vmm = Vmm::start(directory.path());
+    vmm.ok("PUT", "/boot-source", &boot_source(&guest, false));
+    vmm.action("InstanceStart");
+    vmm.wait_line("Kernel panic");
+    assert_eq!(vmm.wait().code(), Some(0));
+    assert!(
+        vmm.log()
+            .contains("The guest panicked: Kernel panic - not syncing: VFS"),
+        "{}",
+        vmm.log()
+    );
+}
+
+/// The whole configuration in a file, no API; then the process is killed.
+#[test]
+fn qemu_never_outlives_us() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(guest) = Guest::make(directory.path()) else {
+        return;
+    };
+    let config = json!({ "boot-source": boot_source(&guest, true), "drives": [] });
+    fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    let mut vmm = Vmm::start_with(directory.path(), |command| {
+        command.args(["--config-file", "config.json"]);
+    });
+    vmm.wait_line("READY");
+    let qemu = vmm.qemu().expect("QEMU is no child");
+    vmm.kill();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Path::new(&format!("/proc/{qemu}")).exists() {
+        assert!(Instant::now() < deadline, "QEMU outlives its parent");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

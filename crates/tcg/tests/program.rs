@@ -1,0 +1,177 @@
+//! The program without a guest: command line, exit codes, API before the start.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+use support::Vmm;
+
+#[test]
+fn version_in_firecrackers_format() {
+    let output = Vmm::command().arg("--version").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut lines = text.lines();
+    assert!(lines.next().unwrap().starts_with("Firecracker v1.15."));
+    assert!(lines.next().unwrap().starts_with("firecracker-tcg v"));
+    assert!(output.status.success());
+}
+
+#[test]
+fn exit_codes() {
+    let code = |args: &[&str]| {
+        Vmm::command()
+            .args(args)
+            .output()
+            .unwrap()
+            .status
+            .code()
+            .unwrap()
+    };
+    assert_eq!(code(&["--nonsense"]), 153);
+    assert_eq!(code(&["--no-api"]), 153);
+    assert_eq!(code(&["--level", "loud"]), 152);
+    assert_eq!(code(&["--api-sock", "/nonexistent/sock"]), 1);
+    assert_eq!(code(&["--no-api", "--config-file", "/nonexistent"]), 1);
+}
+
+#[test]
+fn the_socket_must_be_new_and_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut vmm = Vmm::start(directory.path());
+    let second = Vmm::command()
+        .args(["--api-sock", "api.sock"])
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("Check that it is not already used."));
+    vmm.kill();
+    assert!(directory.path().join("api.sock").exists());
+}
+
+#[test]
+fn configuration_calls() {
+    let directory = tempfile::tempdir().unwrap();
+    let vmm = Vmm::start(directory.path());
+    let (status, version) = vmm.request("GET", "/version", "");
+    assert_eq!(status, 200);
+    assert!(
+        version["firecracker_version"]
+            .as_str()
+            .unwrap()
+            .starts_with("1.15.")
+    );
+
+    vmm.ok(
+        "PUT",
+        "/machine-config",
+        &json!({ "vcpu_count": 2, "mem_size_mib": 256 }),
+    );
+    vmm.ok("PATCH", "/machine-config", &json!({ "smt": true }));
+    let (_, machine) = vmm.request("GET", "/machine-config", "");
+    assert_eq!(
+        machine,
+        json!({
+            "vcpu_count": 2, "mem_size_mib": 256, "smt": true, "track_dirty_pages": false, "huge_pages": "None",
+        })
+    );
+
+    vmm.ok(
+        "PUT",
+        "/vsock",
+        &json!({ "guest_cid": 3, "uds_path": "v.sock" }),
+    );
+    assert!(directory.path().join("v.sock").exists());
+    vmm.ok(
+        "PUT",
+        "/vsock",
+        &json!({ "guest_cid": 4, "uds_path": "w.sock" }),
+    );
+    assert!(!directory.path().join("v.sock").exists());
+    fs::write(directory.path().join("taken"), "").unwrap();
+    let fault = vmm.fault(
+        "PUT",
+        "/vsock",
+        &json!({ "guest_cid": 3, "uds_path": "taken" }),
+    );
+    assert!(
+        fault.contains("Error binding to the host-side Unix socket: Address"),
+        "{fault}"
+    );
+
+    vmm.ok("PUT", "/metrics", &json!({ "metrics_path": "metrics" }));
+    let fault = vmm.fault("PUT", "/metrics", &json!({ "metrics_path": "other" }));
+    assert!(fault.contains("already initialized"), "{fault}");
+    for path in [
+        "/balloon",
+        "/network-interfaces/a",
+        "/mmds",
+        "/snapshot/create",
+    ] {
+        let fault = vmm.fault("PUT", path, &json!({ "a": 1 }));
+        assert!(
+            fault.starts_with("The requested operation is not supported: "),
+            "{fault}"
+        );
+    }
+    let (status, _) = vmm.request("PUT", "/logger", &" ".repeat(60_000));
+    assert_eq!(status, 413);
+    assert_eq!(vmm.request("GET", "/", "").0, 200);
+}
+
+#[test]
+fn a_start_that_cannot_work_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = directory.path().join("kernel");
+    fs::write(&kernel, "#!/bin/sh\n").unwrap();
+    let boot = json!({ "kernel_image_path": "kernel" });
+    let start = json!({ "action_type": "InstanceStart" });
+
+    let mut vmm = Vmm::start_with(directory.path(), |command| {
+        command
+            .env("PATH", "/nonexistent")
+            .env_remove("FIRECRACKER_TCG_QEMU");
+    });
+    vmm.ok("PUT", "/boot-source", &boot);
+    let fault = vmm.fault("PUT", "/actions", &start);
+    assert!(
+        fault.contains("neither an ELF vmlinux nor a bzImage"),
+        "{fault}"
+    );
+    let mut elf = b"\x7fELF\x02".to_vec();
+    elf.resize(64, 0);
+    elf[18] = 62;
+    fs::write(&kernel, &elf).unwrap();
+    let fault = vmm.fault("PUT", "/actions", &start);
+    assert!(fault.contains("install QEMU 10 or newer"), "{fault}");
+    vmm.kill();
+    fs::remove_file(directory.path().join("api.sock")).unwrap();
+
+    // A QEMU that fails tells its own reason, and the VM can be started again.
+    let fake = directory.path().join("qemu");
+    fs::write(
+        &fake,
+        "#!/bin/sh\necho qemu-system-x86_64: out of cheese >&2; exit 1\n",
+    )
+    .unwrap();
+    fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
+    let vmm = Vmm::start_with(directory.path(), |command| {
+        command.env("FIRECRACKER_TCG_QEMU", &fake);
+    });
+    vmm.ok("PUT", "/boot-source", &boot);
+    vmm.ok(
+        "PUT",
+        "/vsock",
+        &json!({ "guest_cid": 3, "uds_path": "v.sock" }),
+    );
+    for _ in 0..2 {
+        let fault = vmm.fault("PUT", "/actions", &start);
+        assert_eq!(
+            fault,
+            "Start microvm error: QEMU ended (exit status: 1): out of cheese"
+        );
+    }
+    assert_eq!(vmm.request("GET", "/", "").1["state"], "Not started");
+}
