@@ -127,7 +127,7 @@ impl Plan<'_> {
         let vcpus = self.machine.vcpu_count;
         args.option(
             "-machine",
-            "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off,memory-backend=ram"
+            "microvm,acpi=on,pit=on,pic=off,rtc=on,isa-serial=on,auto-kernel-cmdline=off,memory-backend=ram"
                 .to_owned(),
         );
         args.words(["-accel", "tcg,thread=multi", "-cpu", "max"]);
