@@ -8,11 +8,12 @@ mod pattern;
 mod ports;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex};
 
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, VsockAddr, accept, bind, connect, listen,
     shutdown, socket,
@@ -39,6 +40,7 @@ fn run() -> io::Result<()> {
         nix::kmod::finit_module(File::open(module)?, c"", flags)
             .map_err(|error| io::Error::other(format!("{module}: {error}")))?;
     }
+    setrlimit(Resource::RLIMIT_NOFILE, 100_000, 100_000)?;
     let gate = Arc::new(Gate::default());
     let held = Arc::clone(&gate);
     serve(ports::ECHO, |stream| {
@@ -56,6 +58,7 @@ fn run() -> io::Result<()> {
         Ok(())
     })?;
     serve(ports::SOURCE, source)?;
+    serve(ports::READ_DISK, read_disk)?;
     serve(ports::CLOSE_AT_ONCE, |_| Ok(()))?;
     serve(ports::HALF_CLOSE, half_close)?;
     serve(ports::CONNECT_OUT, connect_out)?;
@@ -70,7 +73,11 @@ fn sink(stream: &mut File) -> io::Result<()> {
     let seed = read_numbers(stream)?[0];
     let answer = match Pattern::new(seed).check(stream) {
         Ok(count) => format!("{count}\n"),
-        Err(error) => format!("{error}\n"),
+        Err(error) => {
+            // The host may be too busy sending to hear it.
+            println!("Sink: {error}");
+            format!("{error}\n")
+        }
     };
     stream.write_all(answer.as_bytes())
 }
@@ -79,6 +86,19 @@ fn sink(stream: &mut File) -> io::Result<()> {
 fn source(stream: &mut File) -> io::Result<()> {
     let numbers = read_numbers(stream)?;
     Pattern::new(numbers[1]).send(stream, numbers[0])
+}
+
+/// Reads the disk in large pieces, as a copy would.
+fn read_disk(stream: &mut File) -> io::Result<()> {
+    let mut disk = File::open("/dev/vda")?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    loop {
+        match disk.read(&mut buffer)? {
+            0 => return stream.write_all(format!("{total}\n").as_bytes()),
+            len => total += len,
+        }
+    }
 }
 
 /// Ends its own half first and reports what came afterwards over a connection of its own.
@@ -125,10 +145,15 @@ fn serve(
         listener.as_raw_fd(),
         &VsockAddr::new(nix::libc::VMADDR_CID_ANY, port),
     )?;
-    listen(&listener, Backlog::new(1024)?)?;
+    // The host hears OK before accept: a burst is as long as it likes.
+    listen(&listener, Backlog::new(4096)?)?;
     let serve = Arc::new(serve);
     std::thread::spawn(move || {
-        while let Ok(fd) = accept(listener.as_raw_fd()) {
+        loop {
+            let fd = match accept(listener.as_raw_fd()) {
+                Ok(fd) => fd,
+                Err(error) => return println!("Port {port}: no more connections: {error}"),
+            };
             // SAFETY: accept has just returned this descriptor to nobody else.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
             let serve = Arc::clone(&serve);

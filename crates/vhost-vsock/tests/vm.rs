@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use fc_vhost_vsock::DeviceEnd;
 use pattern::Pattern;
+use rustix::process::{Resource, Rlimit};
 use vm::{Vm, read_line, readable_within};
 
 const MIB: u64 = 1024 * 1024;
@@ -26,7 +27,8 @@ fn a_guest_and_its_host_talk() {
         Ok(vm) => vm,
         Err(why) => return println!("SKIPPED: {why}"),
     };
-    let checks: [(&str, Check); 12] = [
+    let checks: [(&str, Check); 15] = [
+        ("disk", disk),
         ("refused port", refused_port),
         ("bad connect lines", bad_connect_lines),
         (
@@ -40,6 +42,8 @@ fn a_guest_and_its_host_talk() {
         ("stalled readers resume", stalled_readers_resume),
         ("gone in the middle", gone_in_the_middle),
         ("200 connections at once", many_at_once),
+        ("2000 connections at once", thousands_at_once),
+        ("paused and resumed", paused_and_resumed),
         ("latency", latency),
         ("idle", idle),
     ];
@@ -228,6 +232,55 @@ fn many_at_once(vm: &Vm) {
             });
         }
     });
+}
+
+fn thousands_at_once(vm: &Vm) {
+    // Two descriptors each are in this process; the test's own limit may be 1024.
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    rustix::process::setrlimit(Resource::Nofile, raised).expect("RLIMIT_NOFILE");
+    if limit.maximum.is_some_and(|maximum| maximum < 5000) {
+        return println!("SKIPPED: no more than {:?} open files", limit.maximum);
+    }
+    let mut open: Vec<_> = (0..2000).map(|_| vm.connect(ports::ECHO)).collect();
+    for (seed, stream) in (0..).zip(&mut open) {
+        Pattern::new(seed).send(stream, 3000).expect("send");
+    }
+    for (seed, stream) in (0..).zip(&mut open) {
+        let received = Pattern::new(seed).check_up_to(stream, 3000).expect("echo");
+        assert_eq!(received, 3000);
+    }
+}
+
+fn paused_and_resumed(vm: &Vm) {
+    let len = 30 * MIB;
+    std::thread::scope(|scope| {
+        let (to, from) = (vm.connect(ports::SINK), vm.connect(ports::SOURCE));
+        let writer = scope.spawn(move || fill_sink(to, len, 3));
+        let reader = scope.spawn(move || drain_source(from, len, 4));
+        for _ in 0..5 {
+            vm.qmp("stop");
+            std::thread::sleep(Duration::from_millis(20));
+            vm.qmp("cont");
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        writer.join().expect("writer");
+        reader.join().expect("reader");
+    });
+}
+
+/// For comparison with the rates that follow.
+fn disk(vm: &Vm) {
+    let start = Instant::now();
+    let len = vm::DISK_LEN as u64;
+    assert_eq!(
+        read_line(&mut vm.connect(ports::READ_DISK)),
+        len.to_string()
+    );
+    report(len, start, "sequential read of virtio-blk");
 }
 
 fn latency(vm: &Vm) {

@@ -17,16 +17,19 @@ impl Pattern {
     /// The data of the stream `seed`, from its start.
     pub fn new(seed: u64) -> Pattern {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let block = std::iter::repeat_with(|| {
+        let period = std::iter::repeat_with(|| {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
             state.to_le_bytes()[3]
-        })
-        .take(PERIOD + CHUNK)
-        .collect::<Vec<u8>>();
-        let mut block = block;
-        block.copy_within(..CHUNK, PERIOD);
+        });
+        let period: Vec<u8> = period.take(PERIOD).collect();
+        let block = period
+            .iter()
+            .copied()
+            .cycle()
+            .take(PERIOD + CHUNK)
+            .collect();
         let at = usize::try_from(seed * 7_919 % 65_521).unwrap_or(0);
         Pattern { block, at }
     }

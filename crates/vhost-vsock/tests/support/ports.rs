@@ -21,3 +21,5 @@ pub const HALF_CLOSE_REPORT: u32 = 1600;
 pub const CONNECT_OUT: u32 = 13;
 /// On the host: the guest connects when it is ready.
 pub const READY: u32 = 1;
+/// Reads the disk from its start to its end and answers with its length.
+pub const READ_DISK: u32 = 20;

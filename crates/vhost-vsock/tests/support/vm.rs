@@ -14,14 +14,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::ports;
 
 /// In the order they depend on each other; those built into the kernel have no file.
-const MODULES: [&str; 6] = [
+const MODULES: [&str; 7] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_mmio.ko",
+    "drivers/block/virtio_blk.ko",
     "net/vmw_vsock/vsock.ko",
     "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
     "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 ];
+
+/// Size of the VM's disk in bytes.
+pub const DISK_LEN: usize = 64 << 20;
 
 /// A booted VM whose probe is ready.
 pub struct Vm {
@@ -58,6 +62,7 @@ impl Vm {
         let directory = tempfile::tempdir().expect("temporary directory");
         let at = |name: &str| directory.path().join(name);
         fs::write(at("initrd"), initrd(&modules)).expect("initrd");
+        fs::write(at("disk"), vec![1; DISK_LEN]).expect("disk");
         let device = VsockDevice::start(VsockConfig {
             vhost_socket: UnixListener::bind(at("vhost")).expect("vhost socket"),
             uds_path: at("v.sock"),
@@ -66,17 +71,25 @@ impl Vm {
         .expect("device");
         let ready = UnixListener::bind(host_path(directory.path(), ports::READY)).expect("ready");
         let qemu = Command::new(qemu)
-            .args(["-object", "memory-backend-memfd,id=mem0,size=256M,share=on"])
+            .args(["-object", "memory-backend-memfd,id=mem0,size=512M,share=on"])
             .args([
                 "-M",
                 "microvm,acpi=on,pit=on,pic=on,rtc=on,memory-backend=mem0",
             ])
-            .args(["-cpu", "max", "-accel", "tcg,thread=multi", "-m", "256"])
+            .args(["-cpu", "max", "-accel", "tcg,thread=multi", "-m", "512"])
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio"])
             .arg("-chardev")
             .arg(format!("socket,id=c0,path={}", at("vhost").display()))
             .args(["-device", "vhost-user-vsock-device,chardev=c0"])
+            .arg("-drive")
+            .arg(format!(
+                "if=none,id=d0,format=raw,file={}",
+                at("disk").display()
+            ))
+            .args(["-device", "virtio-blk-device,drive=d0"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", at("qmp").display()))
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
@@ -133,6 +146,17 @@ impl Vm {
     /// Listens for the guest.
     pub fn listen(&self, port: u32) -> UnixListener {
         UnixListener::bind(host_path(self.directory.path(), port)).expect("listen")
+    }
+
+    /// Has QEMU stop the guest or let it go on (`stop`, `cont`).
+    pub fn qmp(&self, command: &str) {
+        let mut stream = UnixStream::connect(self.directory.path().join("qmp")).expect("QMP");
+        read_line(&mut stream);
+        for command in ["qmp_capabilities", command] {
+            writeln!(stream, "{{\"execute\":\"{command}\"}}").expect("command");
+            // Events may come before the answer.
+            while !read_line(&mut stream).contains("\"return\"") {}
+        }
     }
 
     /// CPU time this process and QEMU have used.
