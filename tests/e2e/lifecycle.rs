@@ -1,7 +1,7 @@
 //! What happens around a container: repetition, crashes, restarts.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fc_testbed::leftovers::vm_processes;
 
@@ -166,7 +166,14 @@ fn containerd_restart(setup: &Setup, flavor: &Flavor) {
     assert_eq!(done.text(), "alive\n");
     on.ctr(&["task", "kill", "-s", "SIGTERM", "survivor"])
         .expect(0);
-    let removed = on.ctr(&["task", "rm", "survivor"]);
+    // ctr has no command that waits; a running task refuses to be removed.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let removed = loop {
+        let removed = on.ctr(&["task", "rm", "survivor"]);
+        if !removed.stderr.contains("must be stopped") || Instant::now() > deadline {
+            break removed;
+        }
+    };
     assert_eq!(removed.code, 6, "{}", removed.stderr);
     on.ctr(&["container", "rm", "survivor"]).expect(0);
     expect_gone(&on);
