@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use fc_proto::guest::CONTROL_PORT;
 
+/// Where containers' cgroups are, below the cgroup root.
+const CGROUP_PARENT: &str = "/containers";
+
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Args {
@@ -17,6 +20,8 @@ pub struct Args {
     pub runtime: Option<PathBuf>,
     /// `-runtime-arg`, repeatable: global arguments for the OCI runtime.
     pub runtime_args: Vec<String>,
+    /// `-cgroup-parent`: cgroup below which containers have theirs; default `/containers`.
+    pub cgroup_parent: String,
     /// `-test-unix-dir`: for tests on a host. Ports are Unix sockets in this directory, bundles
     /// and state are below it, and the machine's own settings are left alone.
     pub test_dir: Option<PathBuf>,
@@ -30,6 +35,7 @@ impl Default for Args {
             version: false,
             runtime: None,
             runtime_args: Vec::new(),
+            cgroup_parent: CGROUP_PARENT.to_owned(),
             test_dir: None,
         }
     }
@@ -40,7 +46,7 @@ impl Default for Args {
 pub enum ArgsError {
     /// Not a flag of this program.
     #[error(
-        "Unknown argument {0:?}; known are -port N, -debug, -version, -runtime PROGRAM, -runtime-arg ARG"
+        "Unknown argument {0:?}; known are -port N, -debug, -version, -runtime PROGRAM, -runtime-arg ARG, -cgroup-parent PATH"
     )]
     Unknown(String),
     /// A flag that needs a value is the last word.
@@ -82,6 +88,7 @@ impl Args {
                 }
                 "runtime" => args.runtime = Some(PathBuf::from(value()?)),
                 "runtime-arg" => args.runtime_args.push(value()?),
+                "cgroup-parent" => args.cgroup_parent = value()?,
                 "test-unix-dir" => args.test_dir = Some(PathBuf::from(value()?)),
                 "debug" => args.debug = inline.as_deref() != Some("false"),
                 "version" => args.version = inline.as_deref() != Some("false"),

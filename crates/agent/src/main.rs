@@ -39,7 +39,7 @@ fn main() {
         (None, false) => Role::Service,
     };
     let set_up = if role == Role::Init {
-        pid1::set_up()
+        pid1::set_up(&args.cgroup_parent)
     } else {
         Ok(())
     };

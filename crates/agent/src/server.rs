@@ -131,6 +131,7 @@ async fn serve(
         events: events.clone(),
         streams: streams.clone(),
         bundles,
+        cgroup_parent: args.cgroup_parent.clone(),
     }));
     let shutdown = Shutdown::new(role, streams);
     let connections = Tracker::default();

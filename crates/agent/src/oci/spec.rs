@@ -7,9 +7,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-/// Where containers' cgroups are, below the cgroup root.
-pub const CGROUP_PARENT: &str = "/containers";
-
 /// Why a spec cannot be used in the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -43,16 +40,17 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// Reads the spec of container `id`, whose bundle is `bundle`, and adapts it:
+    /// Reads the spec of a container that gets the cgroup `cgroup`, whose bundle is `bundle`, and
+    /// adapts it:
     ///
-    /// - the rootfs is `rootfs` in the bundle, the cgroup [`CGROUP_PARENT`]`/<id>`;
+    /// - the rootfs is `rootfs` in the bundle;
     /// - namespaces are new ones: a path names one of the host's;
     /// - security modules' labels and Intel's resource control, which are the host's, are dropped;
     /// - hooks, and bind mounts whose source the guest does not have, are refused.
     ///
     /// # Errors
     /// See [`SpecError`].
-    pub fn adapt(json: &[u8], id: &str, bundle: &Path) -> Result<Self, SpecError> {
+    pub fn adapt(json: &[u8], cgroup: &str, bundle: &Path) -> Result<Self, SpecError> {
         let mut value: Map<String, Value> =
             serde_json::from_slice(json).map_err(SpecError::Json)?;
         refuse_hooks(&value)?;
@@ -60,7 +58,7 @@ impl Spec {
         object(&mut value, "root")?.insert("path".into(), json!("rootfs"));
         adapt_process(object(&mut value, "process")?);
         let linux = object(&mut value, "linux")?;
-        linux.insert("cgroupsPath".into(), json!(format!("{CGROUP_PARENT}/{id}")));
+        linux.insert("cgroupsPath".into(), json!(cgroup));
         linux.remove("mountLabel");
         linux.remove("intelRdt");
         for namespace in namespaces(linux) {
@@ -200,7 +198,11 @@ mod tests {
     use super::*;
 
     fn adapt(spec: Value) -> Result<Value, SpecError> {
-        let spec = Spec::adapt(spec.to_string().as_bytes(), "c1", Path::new("/bundle"))?;
+        let spec = Spec::adapt(
+            spec.to_string().as_bytes(),
+            "/containers/c1",
+            Path::new("/bundle"),
+        )?;
         Ok(serde_json::from_slice(&spec.to_json()).unwrap())
     }
 
@@ -267,8 +269,12 @@ mod tests {
 
     #[test]
     fn the_user_is_replaced_or_gets_groups() {
-        let mut spec =
-            Spec::adapt(minimal().to_string().as_bytes(), "c1", Path::new("/bundle")).unwrap();
+        let mut spec = Spec::adapt(
+            minimal().to_string().as_bytes(),
+            "/containers/c1",
+            Path::new("/bundle"),
+        )
+        .unwrap();
         assert_eq!(spec.user_name(), "");
         spec.set_user(5, 6, &[7]).unwrap();
         spec.add_groups(&[9, 7]).unwrap();

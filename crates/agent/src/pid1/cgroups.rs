@@ -6,15 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::SetupError;
 use crate::debug;
-use crate::oci::spec::CGROUP_PARENT;
 
-/// Passes all controllers of the hierarchy at `root` on to the containers' cgroups and moves this
-/// process out of their way.
-pub(super) fn delegate(root: &Path) -> Result<(), SetupError> {
+/// Passes all controllers of the hierarchy at `root` on to the cgroup `containers` and those below
+/// it, and moves this process out of their way.
+pub(super) fn delegate(root: &Path, containers: &str) -> Result<(), SetupError> {
     let agent = root.join("agent");
     make(&agent)?;
     write(agent.join("cgroup.procs"), &std::process::id().to_string())?;
-    let containers = root.join(CGROUP_PARENT.trim_start_matches('/'));
+    let containers = root.join(containers.trim_start_matches('/'));
     make(&containers)?;
     for dir in [root, &containers] {
         let path = dir.join("cgroup.controllers");

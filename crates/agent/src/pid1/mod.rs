@@ -47,11 +47,12 @@ pub enum SetupError {
     Loopback(#[source] io::Error),
 }
 
-/// Sets the machine up as PID 1. Must run before any thread is started.
+/// Sets the machine up as PID 1, with `cgroup_parent` for containers. Must run before any thread
+/// is started.
 ///
 /// # Errors
 /// The first step that failed; containers cannot run without it.
-pub fn set_up() -> Result<(), SetupError> {
+pub fn set_up(cgroup_parent: &str) -> Result<(), SetupError> {
     if std::env::var_os("PATH").is_none() {
         // SAFETY: nothing else runs yet that could read the environment.
         unsafe { std::env::set_var("PATH", PATH) };
@@ -62,7 +63,7 @@ pub fn set_up() -> Result<(), SetupError> {
         say!("Cannot take over Ctrl-Alt-Del: {errno}");
     }
     mounts::mount_all()?;
-    cgroups::delegate(Path::new(mounts::CGROUPS))?;
+    cgroups::delegate(Path::new(mounts::CGROUPS), cgroup_parent)?;
     network::loopback_up().map_err(SetupError::Loopback)?;
     if let Err(errno) = nix::unistd::sethostname(HOSTNAME) {
         say!("Cannot set the hostname: {errno}");

@@ -102,7 +102,8 @@ async fn build(
         stderr: request.stderr.clone(),
     };
     let ports = wanted_ports(&paths, request.terminal, &extra)?;
-    let spec = Spec::adapt(&extra.JsonSpec, &request.id, &expected)?;
+    let cgroup = format!("{}/{}", env.cgroup_parent, request.id);
+    let spec = Spec::adapt(&extra.JsonSpec, &cgroup, &expected)?;
     let own_pid_namespace = spec.has_pid_namespace();
     // Early, so that an old host, which connects while it calls, finds the ports open.
     let pending = Pending::open(&env.transport, ports)?;

@@ -46,6 +46,8 @@ pub struct Env {
     pub streams: Tracker,
     /// Directory of all bundles; `/container` in a VM.
     pub bundles: PathBuf,
+    /// Cgroup of all containers; `/containers` in a VM.
+    pub cgroup_parent: String,
 }
 
 /// A container.

@@ -12,7 +12,7 @@ use super::signal::SIGKILL;
 use super::{Container, Tasks};
 use crate::events::{timestamp, topic};
 use crate::reaper::{Exit, Watched};
-use crate::say;
+use crate::{debug, say};
 
 /// Bound on the other processes' ends after they were killed with init. A process that the
 /// kernel cannot kill (it waits for a broken disk, say) must not keep init's end a secret.
@@ -28,7 +28,7 @@ pub(super) async fn init(tasks: Arc<Tasks>, container: Arc<Container>, mut proce
     if !container.own_pid_namespace
         && let Err(error) = tasks.env.runtime.kill_all(&container.id, SIGKILL).await
     {
-        crate::debug!("Cannot kill the rest of {}: {error}", container.id);
+        debug!("Cannot kill the rest of {}: {error}", container.id);
     }
     // They have ended; their ends are made known before init's.
     let others: Vec<_> = container.execs().values().cloned().collect();
@@ -81,7 +81,8 @@ async fn watch_memory(tasks: &Tasks, container: &Container) {
     if let Some(cgroup) = &container.cgroup {
         let report = || report_oom(tasks, container);
         if let Err(error) = cgroup.watch_memory_events(report).await {
-            say!("Cannot watch the memory of {}: {error}", container.id);
+            // A kernel without the controller; deaths are then not told apart.
+            debug!("Cannot watch the memory of {}: {error}", container.id);
         }
     }
 }

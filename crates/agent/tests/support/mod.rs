@@ -1,0 +1,474 @@
+//! Runs the agent's binary on this machine, with Unix sockets for ports and the real OCI runtime.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use fc_proto::containerd::shim::event::Envelope;
+use fc_proto::guest::{
+    ANNOUNCE_PORT, Announcement, CONTROL_PORT, EVENT_GETTER_METHOD, EVENT_GETTER_SERVICE,
+    ExtraData, STDIO_PORT_BASE,
+};
+use fc_proto::protobuf::well_known_types::any::Any;
+use fc_proto::protobuf::{Message, MessageField};
+use fc_proto::task::{TaskClient, api, call};
+use fc_proto::ttrpc::asynchronous::Client;
+use fc_proto::ttrpc::context::Context;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+
+/// Nothing in these tests takes long; this ends one that hangs.
+pub const BOUND: Duration = Duration::from_secs(30);
+
+/// Namespace of all calls.
+pub const NAMESPACE: &str = "test-ns";
+
+/// The agent's process; killed when a test fails half way.
+pub struct Reaped {
+    process: Option<Child>,
+    cgroup_parent: String,
+}
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.process {
+            // SIGTERM: it then ends its containers.
+            let pid = i32::try_from(child.id()).unwrap();
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGTERM,
+            );
+            let _ = child.wait();
+        }
+        for root in ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
+            let _ = fs::remove_dir(format!("{root}{}", self.cgroup_parent));
+        }
+    }
+}
+
+/// A running agent with a directory of its own.
+pub struct Agent {
+    // Before the directory, which it still needs to end.
+    pub child: Reaped,
+    pub dir: tempfile::TempDir,
+    pub client: Client,
+    pub task: TaskClient,
+    next_port: AtomicU32,
+}
+
+/// Why the tests that need containers cannot run here, printed.
+pub fn skipped() -> bool {
+    let reason = if !nix::unistd::geteuid().is_root() {
+        "containers need root"
+    } else if !Path::new("/usr/bin/crun").exists() {
+        "crun is not installed"
+    } else if !Path::new("/bin/busybox").exists() && !Path::new("/usr/bin/busybox").exists() {
+        "busybox (static) is not installed"
+    } else {
+        return false;
+    };
+    println!("SKIPPED: {reason}");
+    true
+}
+
+impl Agent {
+    /// Starts the agent and waits for its announcement.
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let announcements = listen(dir.path(), ANNOUNCE_PORT);
+        let name = dir.path().file_name().unwrap().to_str().unwrap();
+        let cgroup_parent = format!("/fc-agent-test-{}", name.trim_start_matches('.'));
+        // As in a VM: one cgroup hierarchy, of version 2. On this machine it may be another.
+        let script = "mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$@\"";
+        let child = Command::new("unshare")
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                script,
+                "sh",
+            ])
+            .arg(env!("CARGO_BIN_EXE_firecracker-agent"))
+            .arg("-test-unix-dir")
+            .arg(dir.path())
+            .args(["-cgroup-parent", &cgroup_parent])
+            .args(["-debug", "-runtime", "crun"])
+            .args(["-runtime-arg", "--cgroup-manager=cgroupfs"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut connection, _) = timeout(BOUND, announcements.accept())
+            .await
+            .expect("an announcement")
+            .unwrap();
+        let mut line = String::new();
+        connection.read_to_string(&mut line).await.unwrap();
+        drop(connection);
+        let announcement: Announcement = serde_json::from_str(line.trim()).unwrap();
+        assert_eq!(announcement.error, None);
+        let client = connect(dir.path()).await;
+        Self {
+            task: TaskClient::new(client.clone()),
+            client,
+            child: Reaped {
+                process: Some(child),
+                cgroup_parent,
+            },
+            dir,
+            next_port: AtomicU32::new(STDIO_PORT_BASE),
+        }
+    }
+
+    /// Makes the bundle of a container with busybox in its rootfs.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        let bundle = self.dir.path().join("container").join(id);
+        for name in ["bin", "proc", "dev", "sys", "tmp", "etc"] {
+            fs::create_dir_all(bundle.join("rootfs").join(name)).unwrap();
+        }
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+            .into_iter()
+            .find(|path| Path::new(path).exists())
+            .unwrap();
+        fs::copy(busybox, bundle.join("rootfs/bin/busybox")).unwrap();
+        for applet in [
+            "sh", "cat", "sleep", "stty", "head", "echo", "true", "dd", "id",
+        ] {
+            std::os::unix::fs::symlink("busybox", bundle.join("rootfs/bin").join(applet)).unwrap();
+        }
+        bundle
+    }
+
+    /// Three ports on which the host listens.
+    pub fn ports(&self) -> Ports {
+        let base = self.next_port.fetch_add(3, Ordering::Relaxed);
+        let listen = |offset| listen(self.dir.path(), base + offset);
+        Ports {
+            base,
+            stdin: listen(0),
+            stdout: listen(1),
+            stderr: listen(2),
+        }
+    }
+
+    /// Three ports on which nobody listens.
+    pub fn free_ports(&self) -> u32 {
+        self.next_port.fetch_add(3, Ordering::Relaxed)
+    }
+
+    /// A Create request for a container that runs `script` in a shell, with all streams.
+    pub fn request(
+        &self,
+        id: &str,
+        script: &str,
+        terminal: bool,
+        base: u32,
+    ) -> api::CreateTaskRequest {
+        let bundle = self.bundle(id);
+        let mut request = api::CreateTaskRequest::new();
+        request.id = id.to_owned();
+        request.bundle = bundle.display().to_string();
+        request.terminal = terminal;
+        request.stdin = "/host/stdin".to_owned();
+        request.stdout = "/host/stdout".to_owned();
+        if !terminal {
+            request.stderr = "/host/stderr".to_owned();
+        }
+        let json = spec(script, terminal).to_string().into_bytes();
+        request.options = MessageField::some(extra(base, true, json, None));
+        request
+    }
+
+    /// Creates a container with connected streams.
+    pub async fn create(&self, id: &str, script: &str, terminal: bool) -> Streams {
+        let ports = self.ports();
+        let request = self.request(id, script, terminal, ports.base);
+        let context = context();
+        let (created, streams) = tokio::join!(
+            timeout(BOUND, self.task.create(context, &request)),
+            timeout(BOUND, ports.accept(terminal)),
+        );
+        assert!(created.expect("in time").expect("created").pid > 0);
+        streams.expect("connections")
+    }
+
+    /// Starts a container or exec.
+    pub async fn start_task(&self, id: &str, exec_id: &str) -> u32 {
+        let mut request = api::StartRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.task.start(context(), &request).await.unwrap().pid
+    }
+
+    /// Adds an exec that runs `script` in a shell.
+    pub async fn exec(&self, id: &str, exec_id: &str, script: &str, terminal: bool) -> Streams {
+        let ports = self.ports();
+        let request = exec_request(id, exec_id, script, terminal, ports.base);
+        let (added, streams) = tokio::join!(
+            self.task.exec(context(), &request),
+            timeout(BOUND, ports.accept(terminal)),
+        );
+        added.expect("added");
+        streams.expect("connections")
+    }
+
+    /// Waits for an end and returns the status.
+    pub async fn wait(&self, id: &str, exec_id: &str) -> u32 {
+        let mut request = api::WaitRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        let answer = timeout(BOUND, self.task.wait(context(), &request)).await;
+        answer.expect("an end in time").unwrap().exit_status
+    }
+
+    pub async fn kill(
+        &self,
+        id: &str,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> fc_proto::ttrpc::Result<api::Empty> {
+        let mut request = api::KillRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.signal = signal;
+        request.all = all;
+        self.task.kill(context(), &request).await
+    }
+
+    pub async fn delete(
+        &self,
+        id: &str,
+        exec_id: &str,
+    ) -> fc_proto::ttrpc::Result<api::DeleteResponse> {
+        let mut request = api::DeleteRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.task.delete(context(), &request).await
+    }
+
+    pub async fn state(
+        &self,
+        id: &str,
+        exec_id: &str,
+    ) -> fc_proto::ttrpc::Result<api::StateResponse> {
+        let mut request = api::StateRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.task.state(context(), &request).await
+    }
+
+    /// Polls for one event.
+    pub async fn event(&self) -> Envelope {
+        let empty = api::Empty::new();
+        let poll = call(
+            &self.client,
+            context(),
+            EVENT_GETTER_SERVICE,
+            EVENT_GETTER_METHOD,
+            &empty,
+        );
+        timeout(BOUND, poll).await.expect("an event").unwrap()
+    }
+
+    /// Asks the agent to end and checks that it does.
+    pub async fn shut_down(mut self) {
+        let request = api::ShutdownRequest::new();
+        let answer = timeout(BOUND, self.task.shutdown(context(), &request)).await;
+        answer.expect("an answer in time").unwrap();
+        let mut child = self.child.process.take().unwrap();
+        let status = tokio::task::spawn_blocking(move || child.wait())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// Where the agent will connect to.
+pub struct Ports {
+    pub base: u32,
+    stdin: UnixListener,
+    stdout: UnixListener,
+    stderr: UnixListener,
+}
+
+impl Ports {
+    pub async fn accept(self, terminal: bool) -> Streams {
+        let stdin = self.stdin.accept().await.unwrap().0;
+        let stdout = self.stdout.accept().await.unwrap().0;
+        let stderr = if terminal {
+            None
+        } else {
+            Some(self.stderr.accept().await.unwrap().0)
+        };
+        Streams {
+            stdin: Some(stdin),
+            stdout,
+            stderr,
+        }
+    }
+}
+
+/// The host's ends of a process's streams.
+pub struct Streams {
+    pub stdin: Option<UnixStream>,
+    pub stdout: UnixStream,
+    pub stderr: Option<UnixStream>,
+}
+
+impl Streams {
+    /// Ends the input and reads both outputs to their ends.
+    pub async fn finish(mut self) -> (String, String) {
+        drop(self.stdin.take());
+        let stdout = read_to_end(self.stdout);
+        let stderr = async {
+            match self.stderr {
+                Some(stderr) => read_to_end(stderr).await,
+                None => String::new(),
+            }
+        };
+        tokio::join!(stdout, stderr)
+    }
+
+    pub async fn write(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().unwrap();
+        stdin.write_all(text.as_bytes()).await.unwrap();
+    }
+}
+
+pub async fn read_to_end(mut stream: UnixStream) -> String {
+    let mut text = String::new();
+    timeout(BOUND, stream.read_to_string(&mut text))
+        .await
+        .expect("the end of a stream in time")
+        .unwrap();
+    text
+}
+
+/// Reads until the text read so far contains `wanted`.
+pub async fn read_until(stream: &mut UnixStream, wanted: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 1024];
+    while !text.contains(wanted) {
+        let count = timeout(BOUND, stream.read(&mut buffer))
+            .await
+            .unwrap_or_else(|_| panic!("{wanted:?} in time, got {text:?}"))
+            .unwrap();
+        assert_ne!(count, 0, "end of stream before {wanted:?}, got {text:?}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    text
+}
+
+pub fn listen(dir: &Path, port: u32) -> UnixListener {
+    UnixListener::bind(dir.join(port.to_string())).unwrap()
+}
+
+pub async fn connect(dir: &Path) -> Client {
+    let address = format!("unix://{}/{CONTROL_PORT}", dir.display());
+    Client::connect(&address).await.unwrap()
+}
+
+pub fn context() -> Context {
+    let mut context = Context::default();
+    context.set(
+        "containerd-namespace-ttrpc".to_owned(),
+        vec![NAMESPACE.to_owned()],
+    );
+    context
+}
+
+pub fn code(result: &fc_proto::ttrpc::Result<impl Sized>) -> fc_proto::ttrpc::Code {
+    match result {
+        Err(fc_proto::ttrpc::Error::RpcStatus(status)) => status.code(),
+        Err(error) => panic!("{error}"),
+        Ok(_) => fc_proto::ttrpc::Code::OK,
+    }
+}
+
+pub fn extra(base: u32, host_listens: bool, json: Vec<u8>, options: Option<Any>) -> Any {
+    let mut extra = ExtraData::new();
+    extra.JsonSpec = json;
+    extra.RuncOptions = options.into();
+    extra.StdinPort = base;
+    extra.StdoutPort = base + 1;
+    extra.StderrPort = base + 2;
+    extra.HostListens = host_listens;
+    Any {
+        type_url: "ExtraData".to_owned(),
+        value: extra.write_to_bytes().unwrap(),
+        ..Any::default()
+    }
+}
+
+pub fn exec_request(
+    id: &str,
+    exec_id: &str,
+    script: &str,
+    terminal: bool,
+    base: u32,
+) -> api::ExecProcessRequest {
+    let mut request = api::ExecProcessRequest::new();
+    request.id = id.to_owned();
+    request.exec_id = exec_id.to_owned();
+    request.terminal = terminal;
+    request.stdin = "/host/stdin".to_owned();
+    request.stdout = "/host/stdout".to_owned();
+    if !terminal {
+        request.stderr = "/host/stderr".to_owned();
+    }
+    let process = Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+        value: process(script, terminal).to_string().into_bytes(),
+        ..Any::default()
+    };
+    request.spec = MessageField::some(extra(base, true, Vec::new(), Some(process)));
+    request
+}
+
+fn process(script: &str, terminal: bool) -> Value {
+    json!({
+        "terminal": terminal,
+        "user": { "uid": 0, "gid": 0 },
+        "args": ["/bin/sh", "-c", script],
+        "env": ["PATH=/bin", "TERM=xterm"],
+        "cwd": "/",
+        "capabilities": {
+            "bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"],
+        },
+        "noNewPrivileges": true,
+    })
+}
+
+pub fn spec(script: &str, terminal: bool) -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "process": process(script, terminal),
+        "root": { "path": "/host/path/rootfs" },
+        "hostname": "test",
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc",
+              "options": ["nosuid", "noexec", "nodev"] },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] },
+            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
+        ],
+        "linux": {
+            "cgroupsPath": "system.slice:containerd:x",
+            "namespaces": [
+                { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
+                { "type": "network", "path": "/var/run/netns/of-the-host" },
+            ],
+            "maskedPaths": ["/proc/kcore"],
+        },
+    })
+}
