@@ -141,6 +141,7 @@ fn boot_code(error: &BootError) -> Code {
         BootError::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
         BootError::Spec(SpecError::Unsupported { .. }) => Code::UNIMPLEMENTED,
         BootError::Spec(_) => Code::INVALID_ARGUMENT,
+        BootError::Kvm { source, .. } => boot_code(source),
         BootError::Preflight(_) | BootError::Choose(_) => Code::FAILED_PRECONDITION,
         _ => Code::UNKNOWN,
     }

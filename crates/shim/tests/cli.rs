@@ -1,0 +1,194 @@
+//! The executable as containerd calls it, without any VM.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use fc_proto::containerd::types::introspection::RuntimeInfo;
+use fc_proto::protobuf::Message;
+use fc_proto::task::api::DeleteResponse;
+use fc_vm::address;
+use fc_vm::dir::VmDir;
+use fc_vm::lock::StartLock;
+use fc_vm::process::ProcessId;
+use fc_vm::state::{self, State};
+use serde_json::json;
+
+/// A bundle and a configuration of their own.
+struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let fixture = Self { dir };
+        std::fs::create_dir(fixture.bundle()).unwrap();
+        std::fs::write(
+            fixture.bundle().join("config.json"),
+            r#"{"annotations":{"aws.firecracker.vm.id":"vm1"}}"#,
+        )
+        .unwrap();
+        fixture.configure(&json!({"shim_base_dir": fixture.base()}).to_string());
+        fixture
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn bundle(&self) -> PathBuf {
+        self.path("bundle")
+    }
+
+    fn base(&self) -> PathBuf {
+        self.path("vms")
+    }
+
+    fn address(&self) -> String {
+        self.path("containerd.sock").display().to_string()
+    }
+
+    fn vm_dir(&self) -> VmDir {
+        VmDir::new(&self.base(), "ns", "vm1").unwrap()
+    }
+
+    fn configure(&self, text: &str) {
+        std::fs::write(self.path("config.json"), text).unwrap();
+    }
+
+    fn shim(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_containerd-shim-aws-firecracker"))
+            .args(["-namespace", "ns", "-address", &self.address()])
+            .args(["-publish-binary", "/usr/bin/containerd", "-id", "task1"])
+            .args(args)
+            .env(
+                "FIRECRACKER_CONTAINERD_RUNTIME_CONFIG_PATH",
+                self.path("config.json"),
+            )
+            .env_remove("FIRECRACKER_VM_ID")
+            .current_dir(self.bundle())
+            .output()
+            .unwrap()
+    }
+}
+
+/// One line on stderr, nothing on stdout, exit code 1.
+#[track_caller]
+fn fails(output: &Output, word: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains(word), "{stderr}");
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn describes_itself() {
+    let shim = Command::new(env!("CARGO_BIN_EXE_containerd-shim-aws-firecracker"));
+    let run = |flag: &str| {
+        let mut shim = Command::new(shim.get_program());
+        shim.arg(flag).output().unwrap()
+    };
+    let info = RuntimeInfo::parse_from_bytes(&run("-info").stdout).unwrap();
+    assert_eq!(info.name, "aws.firecracker");
+    assert_eq!(
+        info.version.unwrap_or_default().version,
+        env!("CARGO_PKG_VERSION")
+    );
+    let version = String::from_utf8(run("-v").stdout).unwrap();
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+    fails(&run("-frob"), "-frob");
+    fails(&run("stop"), "start or delete");
+}
+
+#[test]
+fn serving_needs_a_launcher() {
+    fails(&Fixture::new().shim(&[]), "FIRECRACKER_VM_ID");
+}
+
+#[test]
+fn start_with_a_broken_configuration_leaves_nothing() {
+    let fixture = Fixture::new();
+    fixture.configure("{\n  \"vcpu_count\": \"two\"\n}");
+    fails(&fixture.shim(&["start"]), "vcpu_count");
+    fixture.configure("{");
+    fails(&fixture.shim(&["start"]), "config.json");
+    std::fs::remove_file(fixture.path("config.json")).unwrap();
+    fails(&fixture.shim(&["start"]), "config.json");
+    assert_eq!(names(&fixture.bundle()), ["config.json"]);
+    assert!(!fixture.base().exists());
+}
+
+#[test]
+fn start_with_a_bad_bundle_leaves_nothing() {
+    let fixture = Fixture::new();
+    let config = fixture.bundle().join("config.json");
+    std::fs::write(
+        &config,
+        r#"{"annotations":{"aws.firecracker.vm.id":"../x"}}"#,
+    )
+    .unwrap();
+    fails(&fixture.shim(&["start"]), "aws.firecracker.vm.id");
+    std::fs::write(
+        &config,
+        r#"{"annotations":{"aws.firecracker.vm.memory_mib":"lots"}}"#,
+    )
+    .unwrap();
+    fails(&fixture.shim(&["start"]), "memory_mib");
+    assert_eq!(names(&fixture.bundle()), ["config.json"]);
+    assert!(!fixture.base().exists());
+    std::fs::remove_file(&config).unwrap();
+    fails(&fixture.shim(&["start"]), "config.json");
+}
+
+/// The shim comes up, learns that it cannot boot, waits to tell somebody, and can be ended by
+/// `delete` when it is dead.
+#[test]
+fn delete_cleans_up_after_a_dead_shim() {
+    let fixture = Fixture::new();
+    fixture.configure(
+        &json!({"shim_base_dir": fixture.base(), "kernel_image_path": "/nonexistent"}).to_string(),
+    );
+    let started = fixture.shim(&["start"]);
+    let address = String::from_utf8(started.stdout).unwrap();
+    let socket = address::task_socket(&fixture.address(), "ns", "vm1");
+    assert_eq!(address, address::url(&socket));
+    assert_eq!(
+        names(&fixture.bundle()),
+        ["address", "config.json", "vm-id"]
+    );
+    assert!(socket.exists());
+
+    let dir = fixture.vm_dir();
+    let shim = StartLock::take(&dir).unwrap().holder().unwrap();
+    ProcessId::of(shim)
+        .unwrap()
+        .kill(std::time::Duration::from_secs(10))
+        .unwrap();
+    assert!(State::load(&dir).unwrap().is_some());
+    let bundle = fixture.bundle().display().to_string();
+    let deleted = fixture.shim(&["-bundle", &bundle, "delete"]);
+    let response = DeleteResponse::parse_from_bytes(&deleted.stdout).unwrap();
+    assert_eq!(response.exit_status, 137);
+    assert!(response.exited_at.is_some());
+    assert!(!socket.exists() && !dir.path().exists());
+    assert!(state::undo(&dir).is_empty());
+}
+
+#[test]
+fn delete_of_what_never_started_answers_all_the_same() {
+    let fixture = Fixture::new();
+    let deleted = fixture.shim(&["delete"]);
+    let response = DeleteResponse::parse_from_bytes(&deleted.stdout).unwrap();
+    assert_eq!(response.exit_status, 137);
+    assert!(!fixture.base().exists());
+}
