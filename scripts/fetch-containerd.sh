@@ -9,7 +9,8 @@ if [ $# != 2 ]; then
     echo "Usage: $0 SUITE DIR" >&2
     exit 2
 fi
-suite=$1 dest=$2
+# Absolute: apt takes relative paths to be below /etc/apt.
+suite=$1 dest=$(realpath -m "$2")
 scripts=$(cd "$(dirname "$0")" && pwd)
 
 if [ -x "$dest/usr/bin/containerd" ]; then

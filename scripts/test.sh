@@ -5,7 +5,7 @@
 # ignored by the end-to-end runner); it counts as skipped, never as passed.
 # Arguments are test name filters for cargo test.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

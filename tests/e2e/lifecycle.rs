@@ -7,6 +7,7 @@ use fc_testbed::leftovers::vm_processes;
 
 use crate::OnSetup;
 use crate::fixture::{Flavor, Instance, Setup};
+use crate::shared_vm::stop_vm;
 
 /// Each starts an instance of its own.
 pub const TESTS: &[(&str, OnSetup)] = &[
@@ -174,7 +175,11 @@ fn containerd_restart(setup: &Setup, flavor: &Flavor) {
             break removed;
         }
     };
-    assert_eq!(removed.code, 6, "{}", removed.stderr);
+    // Some versions of ctr end with the task's code, others only say it.
+    assert!(
+        removed.code == 6 || removed.stderr.contains("exit code 6"),
+        "{removed:?}"
+    );
     on.ctr(&["container", "rm", "survivor"]).expect(0);
     expect_gone(&on);
 }
@@ -183,10 +188,12 @@ fn containerd_restart(setup: &Setup, flavor: &Flavor) {
 fn long_names(setup: &Setup, flavor: &Flavor) {
     let on = Instance::start(setup, flavor);
     let id = "i".repeat(76);
-    let annotation = format!("aws.firecracker.vm.id={}", "v".repeat(76));
+    let vm = "v".repeat(76);
+    let annotation = format!("aws.firecracker.vm.id={vm}");
     on.run(&[], &id, &["/bin/true"]).expect(0);
     on.run_detached(&["--annotation", &annotation], &id, &["/bin/sleep", "600"]);
     assert_eq!(on.vm_dirs().len(), 1);
     on.remove(&id);
-    kill_all(&processes_of(&on, "containerd-shim-aws-firecracker"));
+    stop_vm(&on, &vm);
+    expect_gone(&on);
 }

@@ -55,7 +55,7 @@ fn exists(on: &Instance, vm: &str) -> bool {
 
 /// Ends a VM that outlives its tasks, by the control API at the original's address
 /// ([SHM-7], [PATH-2]): a client of the original must find it there.
-fn stop_vm(on: &Instance, id: &str) {
+pub fn stop_vm(on: &Instance, id: &str) {
     use fc_proto::control::{FirecrackerClient, StopVMRequest};
     use fc_proto::ttrpc::asynchronous::Client;
     use fc_proto::ttrpc::context;
