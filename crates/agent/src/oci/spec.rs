@@ -33,6 +33,9 @@ pub enum SpecError {
     },
 }
 
+/// The spec's version that the OCI runtime sees.
+const OCI_VERSION: &str = "1.0.2";
+
 /// A container's spec, fit for the guest.
 #[derive(Debug)]
 pub struct Spec {
@@ -44,6 +47,8 @@ impl Spec {
     /// adapts it:
     ///
     /// - the rootfs is `rootfs` in the bundle;
+    /// - the spec's version becomes one that every OCI runtime knows: crun before 1.9 refuses the 1.1
+    ///   and 1.2 of newer containerds, and runtimes ignore the fields that they do not know;
     /// - namespaces are new ones: a path names one of the host's;
     /// - security modules' labels and Intel's resource control, which are the host's, are dropped;
     /// - hooks, and bind mounts whose source the guest does not have, are refused.
@@ -55,6 +60,7 @@ impl Spec {
             serde_json::from_slice(json).map_err(SpecError::Json)?;
         refuse_hooks(&value)?;
         refuse_host_mounts(&value, bundle)?;
+        value.insert("ociVersion".into(), json!(OCI_VERSION));
         object(&mut value, "root")?.insert("path".into(), json!("rootfs"));
         adapt_process(object(&mut value, "process")?);
         let linux = object(&mut value, "linux")?;
@@ -204,6 +210,13 @@ mod tests {
             Path::new("/bundle"),
         )?;
         Ok(serde_json::from_slice(&spec.to_json()).unwrap())
+    }
+
+    #[test]
+    fn the_version_is_one_that_old_runtimes_know() {
+        let mut spec = minimal();
+        spec["ociVersion"] = json!("1.2.0");
+        assert_eq!(adapt(spec).unwrap()["ociVersion"], "1.0.2");
     }
 
     fn minimal() -> Value {
