@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use fc_testbed::containerd::{Containerd, Options, tail};
 use fc_testbed::image;
-use fc_testbed::leftovers::{Leftovers, wait_for_vm_processes};
+use fc_testbed::leftovers::Scope;
 use fc_testbed::runtime_config::{self, Layout};
 use serde_json::{Map, Value};
 
@@ -28,7 +28,7 @@ pub struct Setup {
     guest: PathBuf,
     vmm: PathBuf,
     work: tempfile::TempDir,
-    before: Leftovers,
+    scope: Scope,
     next: AtomicU32,
 }
 
@@ -58,15 +58,16 @@ impl Setup {
         need(guest.join("default-rootfs.img"))?;
         let configured = std::env::var_os("FIRECRACKER_BIN").map(PathBuf::from);
         let vmm = configured.unwrap_or_else(|| bin_dir.join("firecracker-tcg"));
+        let work = tempfile::Builder::new()
+            .prefix("fc-e2e-")
+            .tempdir()
+            .map_err(|e| e.to_string())?;
         Ok(Self {
             bin_dir,
             guest,
             vmm,
-            work: tempfile::Builder::new()
-                .prefix("fc-e2e-")
-                .tempdir()
-                .map_err(|e| e.to_string())?,
-            before: Leftovers::scan(&[]),
+            scope: Scope::new(work.path()),
+            work,
             next: AtomicU32::new(0),
         })
     }
@@ -99,10 +100,10 @@ impl Setup {
         dir
     }
 
-    /// What is on the host now and was not when the tests began.
+    /// What the tests left on the host.
     pub fn leftovers(&self) -> Vec<String> {
-        let _ = wait_for_vm_processes(&self.before, Duration::from_secs(10));
-        Leftovers::scan(&[]).since(&self.before)
+        let _ = self.scope.wait_for_processes(Duration::from_secs(10));
+        self.scope.leftovers(&[])
     }
 }
 
@@ -271,6 +272,11 @@ impl Instance {
         let _ = self.ctr(&["task", "kill", "-s", "SIGKILL", id]);
         let _ = self.ctr(&["task", "rm", "-f", id]);
         let _ = self.ctr(&["container", "rm", id]);
+    }
+
+    /// The instance's processes and what else it has on the host.
+    pub fn scope(&self) -> Scope {
+        Scope::new(&self.layout.dir)
     }
 
     /// Entries of the VMs' base directory.

@@ -3,8 +3,6 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use fc_testbed::leftovers::vm_processes;
-
 use crate::OnSetup;
 use crate::fixture::{Flavor, Instance, Setup};
 use crate::shared_vm::stop_vm;
@@ -32,51 +30,19 @@ fn ten_runs_leave_nothing(setup: &Setup, flavor: &Flavor) {
     expect_gone(&on);
 }
 
-/// No VM directory, and no VM process whose working directory is below this instance's.
+/// No VM directory and no VM process of this instance.
 #[track_caller]
 fn expect_gone(on: &Instance) {
-    let base = on.layout.shim_base();
-    for (pid, name) in vm_processes() {
-        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-        if cwd.starts_with(&base) {
-            wait_for_end(pid, &name);
-        }
-    }
+    let scope = on.scope();
+    let gone = scope.wait_for_processes(Duration::from_secs(10));
+    assert!(gone, "{:?}", scope.processes());
     assert_eq!(on.vm_dirs(), Vec::<std::path::PathBuf>::new());
 }
 
-#[track_caller]
-fn wait_for_end(pid: i32, name: &str) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
-    let Some(pid) = Pid::from_raw(pid) else {
-        return;
-    };
-    // Gone already is what we want.
-    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return;
-    };
-    let bound = Timespec::try_from(Duration::from_secs(10)).expect("timeout");
-    let ready = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&bound));
-    assert_eq!(
-        ready,
-        Ok(1),
-        "{name} {} is still there",
-        pid.as_raw_nonzero()
-    );
-}
-
 fn processes_of(on: &Instance, program: &str) -> Vec<i32> {
-    let base = on.layout.shim_base();
-    vm_processes()
-        .into_iter()
-        .filter(|(_, name)| name == program)
-        .filter(|(pid, _)| {
-            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&base))
-        })
-        .map(|(pid, _)| pid)
-        .collect()
+    let all = on.scope().processes();
+    let named = all.into_iter().filter(|process| process.name == program);
+    named.map(|process| process.pid).collect()
 }
 
 #[track_caller]

@@ -1,8 +1,8 @@
 //! What a run left on the host: processes, mounts, loop devices, sockets and
-//! files that are there now and belong to the product.
+//! files that are there now and belong to it. Other VMs of the host do not count.
 
-use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,88 +19,113 @@ const VM_PROGRAMS: [&str; 4] = [
 /// Where shims have their sockets, whatever containerd's state directory is.
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 
-/// Everything of the product that is on the host at one moment, one line each.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Leftovers(BTreeSet<String>);
+/// A directory below which everything of a run lives: a private containerd with
+/// its state, and the VMs' base directory.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    root: PathBuf,
+    sockets_before: Vec<PathBuf>,
+}
 
-impl Leftovers {
-    /// Looks at processes, mounts, loop devices and shim sockets of the whole
-    /// host, and at the entries of `vm_dirs` (the VMs' base directories).
+/// A process of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmProcess {
+    /// Its process id.
+    pub pid: i32,
+    /// The program's name.
+    pub name: String,
+    /// Its working directory, which is the VM's directory.
+    pub cwd: PathBuf,
+}
+
+impl Scope {
+    /// The scope of a run that is about to begin.
     #[must_use]
-    pub fn scan(vm_dirs: &[PathBuf]) -> Self {
-        let mut found = BTreeSet::new();
-        for (pid, name) in vm_processes() {
-            found.insert(format!("process {name} {pid}"));
+    pub fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            sockets_before: entries(Path::new(SHIM_SOCKETS)),
         }
+    }
+
+    /// What is there now, one line each; `vm_dirs` are base directories of VM directories.
+    #[must_use]
+    pub fn leftovers(&self, vm_dirs: &[PathBuf]) -> Vec<String> {
+        let mut found: Vec<String> = self
+            .processes()
+            .into_iter()
+            .map(|process| format!("process {} {}", process.name, process.pid))
+            .collect();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for line in mounts.lines() {
-            let target = line.split(' ').nth(4).unwrap_or_default();
-            found.insert(format!("mount {target}"));
-        }
+        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        found.extend(
+            targets
+                .filter(|target| Path::new(target).starts_with(&self.root))
+                .map(|target| format!("mount {target}")),
+        );
         for entry in entries(Path::new("/sys/block")) {
-            if let Ok(file) = fs::read_to_string(entry.join("loop/backing_file")) {
-                found.insert(format!("loop device {} {}", entry.display(), file.trim()));
+            let file = fs::read_to_string(entry.join("loop/backing_file")).unwrap_or_default();
+            if Path::new(file.trim()).starts_with(&self.root) {
+                found.push(format!("loop device {} {}", entry.display(), file.trim()));
             }
         }
-        for entry in entries(Path::new(SHIM_SOCKETS)) {
-            found.insert(format!("socket {}", entry.display()));
-        }
-        for entry in vm_dirs.iter().flat_map(|dir| entries(dir)) {
-            found.insert(format!("VM directory {}", entry.display()));
-        }
-        Self(found)
+        // A socket that answers belongs to a VM that lives, and its process is listed above if it is ours.
+        found.extend(
+            entries(Path::new(SHIM_SOCKETS))
+                .into_iter()
+                .filter(|socket| !self.sockets_before.contains(socket))
+                .filter(|socket| UnixStream::connect(socket).is_err())
+                .map(|socket| format!("socket {}", socket.display())),
+        );
+        let dirs = vm_dirs.iter().flat_map(|dir| entries(dir));
+        found.extend(dirs.map(|entry| format!("VM directory {}", entry.display())));
+        found
     }
 
-    /// What is here but was not in `before`.
+    /// Shim and VMM processes that live (zombies have no working directory any more).
     #[must_use]
-    pub fn since(&self, before: &Self) -> Vec<String> {
-        self.0.difference(&before.0).cloned().collect()
+    pub fn processes(&self) -> Vec<VmProcess> {
+        let mut found = Vec::new();
+        for entry in entries(Path::new("/proc")) {
+            let pid = entry
+                .file_name()
+                .and_then(|name| name.to_str()?.parse::<i32>().ok());
+            let (Some(pid), Ok(cwd)) = (pid, fs::read_link(entry.join("cwd"))) else {
+                continue;
+            };
+            let cmdline = fs::read(entry.join("cmdline")).unwrap_or_default();
+            let program = cmdline.split(|b| *b == 0).next().unwrap_or_default();
+            let program = String::from_utf8_lossy(program);
+            let name = program.rsplit('/').next().unwrap_or_default();
+            if cwd.starts_with(&self.root) && VM_PROGRAMS.contains(&name) {
+                let name = name.to_owned();
+                found.push(VmProcess { pid, name, cwd });
+            }
+        }
+        found
+    }
+
+    /// Waits until every shim and VMM process has ended, at most `bound`; false when some are still there.
+    #[must_use]
+    pub fn wait_for_processes(&self, bound: Duration) -> bool {
+        let deadline = Instant::now() + bound;
+        while let Some(process) = self.processes().first() {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return false;
+            };
+            wait_for_end(process.pid, left);
+        }
+        true
     }
 }
 
-/// Waits until every shim and VMM process that is not in `before` has ended, at most `bound`.
-/// Returns when the last one was gone; `None` when some are still there.
-#[must_use]
-pub fn wait_for_vm_processes(before: &Leftovers, bound: Duration) -> Option<Instant> {
-    let deadline = Instant::now() + bound;
-    loop {
-        let mut left = vm_processes();
-        left.retain(|(pid, name)| !before.0.contains(&format!("process {name} {pid}")));
-        let Some((pid, _)) = left.first() else {
-            return Some(Instant::now());
-        };
-        let timeout = deadline.checked_duration_since(Instant::now())?;
-        let Some(pid) = Pid::from_raw(*pid) else {
-            continue;
-        };
-        // An error means that the process is gone by now.
-        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-            let timeout = Timespec::try_from(timeout).ok();
-            let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], timeout.as_ref());
-        }
+/// Waits until a process has ended, at most `bound`.
+pub fn wait_for_end(pid: i32, bound: Duration) {
+    // Without a descriptor for it, the process has ended already.
+    if let Some(fd) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
+        let timeout = Timespec::try_from(bound).ok();
+        let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], timeout.as_ref());
     }
-}
-
-/// Shim and VMM processes that live (zombies do not count: their parent has not looked yet).
-#[must_use]
-pub fn vm_processes() -> Vec<(i32, String)> {
-    let mut found = Vec::new();
-    for entry in entries(Path::new("/proc")) {
-        let Some(pid) = entry
-            .file_name()
-            .and_then(|name| name.to_str()?.parse::<i32>().ok())
-        else {
-            continue;
-        };
-        let cmdline = fs::read(entry.join("cmdline")).unwrap_or_default();
-        let program = cmdline.split(|b| *b == 0).next().unwrap_or_default();
-        let program = String::from_utf8_lossy(program);
-        let name = program.rsplit('/').next().unwrap_or_default();
-        if VM_PROGRAMS.contains(&name) {
-            found.push((pid, name.to_owned()));
-        }
-    }
-    found
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {

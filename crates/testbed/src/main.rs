@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Parser;
 use fc_testbed::containerd::{Containerd, ContainerdError, Options};
 use fc_testbed::image::{self, ImageError};
-use fc_testbed::leftovers::{Leftovers, wait_for_vm_processes};
+use fc_testbed::leftovers::Scope;
 use fc_testbed::phases;
 use fc_testbed::runtime_config::{self, Layout};
 
@@ -115,7 +115,7 @@ fn run(args: &Args) -> Result<ExitStatus, RunError> {
     let _ = std::fs::remove_file(layout.timeline());
 
     let vm_dirs = [layout.shim_base()];
-    let before = Leftovers::scan(&vm_dirs);
+    let scope = Scope::new(&dir);
     let containerd = Containerd::start(Options {
         dir: dir.clone(),
         prefix: args.containerd.clone(),
@@ -126,10 +126,10 @@ fn run(args: &Args) -> Result<ExitStatus, RunError> {
     provide_image(&containerd, &args.image, &dir)?;
     let mut status = ExitStatus::default();
     for _ in 0..args.repeat.max(1) {
-        status = run_once(args, &containerd, &layout, &before)?;
+        status = run_once(args, &containerd, &layout, &scope)?;
     }
     drop(containerd);
-    let left = Leftovers::scan(&vm_dirs).since(&before);
+    let left = scope.leftovers(&vm_dirs);
     if left.is_empty() {
         println!("Left behind: nothing");
         Ok(status)
@@ -164,7 +164,7 @@ fn run_once(
     args: &Args,
     containerd: &Containerd,
     layout: &Layout,
-    before: &Leftovers,
+    scope: &Scope,
 ) -> Result<ExitStatus, RunError> {
     let name = format!("run-{}", std::process::id());
     let mut ctr = containerd.ctr();
@@ -178,12 +178,11 @@ fn run_once(
         program: "ctr".into(),
         source,
     })?;
-    let gone = wait_for_vm_processes(before, TEARDOWN_BOUND);
+    let gone = scope.wait_for_processes(TEARDOWN_BOUND);
     let end = unix_ns();
     println!("exit code {}", status.code().unwrap_or(-1));
-    if gone.is_none() {
-        let left = Leftovers::scan(&[]).since(before);
-        return Err(RunError::LeftBehind(left));
+    if !gone {
+        return Err(RunError::LeftBehind(scope.leftovers(&[])));
     }
     let timeline = layout.timeline();
     match phases::read(&timeline) {
