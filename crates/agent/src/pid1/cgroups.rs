@@ -1,4 +1,5 @@
-//! The cgroup hierarchy (version 2): the agent in a leaf of its own, controllers for containers.
+//! The cgroup hierarchy (version 2): controllers for containers. The agent stays in the root
+//! cgroup, which alone may hold processes beside other cgroups.
 
 use std::fs;
 use std::io;
@@ -8,11 +9,8 @@ use super::SetupError;
 use crate::debug;
 
 /// Passes all controllers of the hierarchy at `root` on to the cgroup `containers` and those below
-/// it, and moves this process out of their way.
+/// it.
 pub(super) fn delegate(root: &Path, containers: &str) -> Result<(), SetupError> {
-    let agent = root.join("agent");
-    make(&agent)?;
-    write(agent.join("cgroup.procs"), &std::process::id().to_string())?;
     let containers = root.join(containers.trim_start_matches('/'));
     make(&containers)?;
     for dir in [root, &containers] {
@@ -22,11 +20,19 @@ pub(super) fn delegate(root: &Path, containers: &str) -> Result<(), SetupError> 
             path,
             source,
         })?;
-        // One by one: a controller that cannot be passed on must not keep back the others.
-        for controller in available.split_ascii_whitespace() {
-            let control = dir.join("cgroup.subtree_control");
-            if let Err(error) = write(control, &format!("+{controller}")) {
-                debug!("No {controller} controller: {}", crate::log::chain(&error));
+        let control = dir.join("cgroup.subtree_control");
+        let words: Vec<String> = available
+            .split_ascii_whitespace()
+            .map(|controller| format!("+{controller}"))
+            .collect();
+        // All at once: every write makes the kernel wait for all its processors.
+        if write(control.clone(), &words.join(" ")).is_ok() {
+            continue;
+        }
+        // A controller that cannot be passed on must not keep back the others.
+        for word in words {
+            if let Err(error) = write(control.clone(), &word) {
+                debug!("No {word}: {}", crate::log::chain(&error));
             }
         }
     }
