@@ -22,6 +22,7 @@ mod output;
 mod package;
 mod rootfs;
 mod runtime;
+mod signature;
 mod tool;
 
 use std::error::Error;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::decompress::{self, decompress};
-use crate::{elf, file};
+use crate::{elf, file, signature};
 
 /// What the guest needs to find and mount its root, serve, and run a container.
 pub const REQUIRED: &[&str] = &[
@@ -102,7 +102,7 @@ pub struct Tree {
     files: BTreeMap<String, (PathBuf, String)>,
 }
 
-/// One module, uncompressed.
+/// One module, uncompressed and without a signature.
 #[derive(Debug, Clone)]
 pub struct Module {
     /// Normalised name, `virtio_rng` for `virtio-rng.ko`.
@@ -270,15 +270,17 @@ fn collect(
     Ok(())
 }
 
+/// A module's ELF file, neither compressed nor signed.
 fn unpack(path: &Path) -> Result<Vec<u8>, Error> {
-    let data = file::read(path)?;
-    if decompress::Format::detect(&data).is_none() {
-        return Ok(data);
+    let mut image = file::read(path)?;
+    if decompress::Format::detect(&image).is_some() {
+        image = decompress(&image).map_err(|source| Error::Packed {
+            path: path.to_owned(),
+            source,
+        })?;
     }
-    decompress(&data).map_err(|source| Error::Packed {
-        path: path.to_owned(),
-        source,
-    })
+    signature::strip(&mut image);
+    Ok(image)
 }
 
 #[cfg(test)]
