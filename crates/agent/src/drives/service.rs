@@ -32,7 +32,7 @@ impl DriveMounter for DriveService {
         _: &TtrpcContext,
         request: MountDriveRequest,
     ) -> ttrpc::Result<Empty> {
-        debug!("MountDrive {request:?}");
+        debug!("MountDrive {request}");
         let drives = Arc::clone(&self.0);
         detached(async move {
             let destination = PathBuf::from(&request.DestinationPath);
@@ -54,7 +54,7 @@ impl DriveMounter for DriveService {
         _: &TtrpcContext,
         request: UnmountDriveRequest,
     ) -> ttrpc::Result<Empty> {
-        debug!("UnmountDrive {request:?}");
+        debug!("UnmountDrive {request}");
         let drives = Arc::clone(&self.0);
         detached(async move { drives.unmount(&request.DriveID).await }).await?;
         Ok(Empty::new())

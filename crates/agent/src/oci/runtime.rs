@@ -9,11 +9,11 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::unistd::Pid;
-use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::console::{ConsoleError, ConsoleSocket};
+use super::error::RuntimeError;
+use super::scratch::{Scratch, last_error, read_pid};
 use crate::fd::{Fd, pipe};
 use crate::reaper::{Reaper, Watched};
 use crate::stdio::{ChildEnds, Connections, Plumbing};
@@ -24,61 +24,6 @@ const KNOWN: [&str; 2] = ["crun", "runc"];
 const MAX_OUTPUT: usize = 1 << 20;
 /// Bound on a terminal's arrival after the command's success.
 const TERMINAL_BOUND: Duration = Duration::from_secs(2);
-
-/// Why a command of the OCI runtime failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// None is installed.
-    #[error("No OCI runtime ({0}) found in PATH={1}")]
-    NotFound(String, String),
-    /// It could not be executed, or its pipes could not be made.
-    #[error("Cannot execute OCI runtime {program}")]
-    Spawn {
-        /// What was to be executed.
-        program: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// It said no.
-    #[error("OCI runtime {command} failed: {message}")]
-    Failed {
-        /// `create`, `start`, ...
-        command: &'static str,
-        /// The runtime's own message.
-        message: String,
-    },
-    /// It did not leave the id of the process it started.
-    #[error("OCI runtime left no usable process id in {path}")]
-    Pid {
-        /// The file.
-        path: PathBuf,
-        /// Why it cannot be read; none when it holds no number.
-        #[source]
-        source: Option<io::Error>,
-    },
-    /// It answered something else than expected.
-    #[error("OCI runtime {command} answered what cannot be understood")]
-    Answer {
-        /// `ps`.
-        command: &'static str,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A file for it could not be written.
-    #[error("Cannot write {path} for the OCI runtime")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Its terminal.
-    #[error(transparent)]
-    Console(#[from] ConsoleError),
-}
 
 /// The OCI runtime.
 #[derive(Debug)]
@@ -387,29 +332,7 @@ impl Runtime {
 
     fn scratch_files(&self) -> Scratch {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        Scratch(self.scratch.join(format!("call-{call}")))
-    }
-}
-
-/// Files of one command, removed on drop.
-#[derive(Debug)]
-struct Scratch(PathBuf);
-
-impl Scratch {
-    const SUFFIXES: [&str; 5] = ["log", "pid", "process", "resources", "console"];
-
-    fn path(&self, suffix: &'static str) -> PathBuf {
-        debug_assert!(Self::SUFFIXES.contains(&suffix));
-        self.0.with_extension(suffix)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        for suffix in Self::SUFFIXES {
-            // Most of them were not made.
-            let _ = fs::remove_file(self.path(suffix));
-        }
+        Scratch::new(self.scratch.join(format!("call-{call}")))
     }
 }
 
@@ -420,19 +343,6 @@ fn look_up(program: &Path, path: &OsStr) -> Option<PathBuf> {
     std::env::split_paths(path)
         .map(|dir| dir.join(program))
         .find(|candidate| candidate.is_file())
-}
-
-fn read_pid(path: PathBuf) -> Result<Pid, RuntimeError> {
-    match fs::read_to_string(&path) {
-        Ok(text) => match text.trim().parse() {
-            Ok(pid) if pid > 1 => Ok(Pid::from_raw(pid)),
-            _ => Err(RuntimeError::Pid { path, source: None }),
-        },
-        Err(source) => Err(RuntimeError::Pid {
-            path,
-            source: Some(source),
-        }),
-    }
 }
 
 async fn read_all(fd: &Fd) -> io::Result<Vec<u8>> {
@@ -447,54 +357,9 @@ async fn read_all(fd: &Fd) -> io::Result<Vec<u8>> {
     }
 }
 
-/// One line of the runtime's log.
-#[derive(Deserialize)]
-struct LogLine {
-    msg: String,
-    #[serde(default)]
-    level: String,
-}
-
-/// The last error in a log of JSON lines.
-fn last_error(log: &Path) -> Option<String> {
-    let text = fs::read_to_string(log).ok()?;
-    let lines = text
-        .lines()
-        .filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
-    // Warnings only count when there is nothing worse.
-    lines
-        .max_by_key(|line| line.level == "error")
-        .map(|line| line.msg)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_last_error_of_a_log_is_its_message() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        assert_eq!(last_error(&log), None);
-        fs::write(
-            &log,
-            "{\"msg\":\"first\",\"level\":\"error\"}\n{\"msg\":\"second\",\"level\":\"error\"}\n\
-             {\"msg\":\"note\",\"level\":\"warning\"}\nrubbish\n",
-        )
-        .unwrap();
-        assert_eq!(last_error(&log).as_deref(), Some("second"));
-    }
-
-    #[test]
-    fn a_pid_file_without_a_number_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pid");
-        assert!(read_pid(path.clone()).is_err());
-        fs::write(&path, "x").unwrap();
-        assert!(read_pid(path.clone()).is_err());
-        fs::write(&path, "42\n").unwrap();
-        assert_eq!(read_pid(path).unwrap(), Pid::from_raw(42));
-    }
 
     #[test]
     fn programs_are_found_in_path_or_by_path() {

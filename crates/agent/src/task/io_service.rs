@@ -40,7 +40,7 @@ impl IoProxy for IoService {
     }
 
     async fn attach(&self, _: &TtrpcContext, request: IoAttachRequest) -> ttrpc::Result<Empty> {
-        debug!("Attach {request:?}");
+        debug!("Attach {request}");
         let (_, process) = self.0.process(&request.ID, &request.ExecID)?;
         let wanted = |path: &str, port: u32| (!path.is_empty() && port != 0).then_some(port);
         let ports = Ports {

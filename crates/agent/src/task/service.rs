@@ -63,7 +63,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::StartRequest,
     ) -> ttrpc::Result<api::StartResponse> {
-        debug!("Start {request:?}");
+        debug!("Start {request}");
         let tasks = Arc::clone(&self.tasks);
         let pid = detached(async move { tasks.start(&request.id, &request.exec_id).await }).await?;
         let mut response = api::StartResponse::new();
@@ -76,7 +76,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::DeleteRequest,
     ) -> ttrpc::Result<api::DeleteResponse> {
-        debug!("Delete {request:?}");
+        debug!("Delete {request}");
         let tasks = Arc::clone(&self.tasks);
         let state =
             detached(async move { tasks.delete(&request.id, &request.exec_id).await }).await?;
@@ -132,7 +132,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::WaitRequest,
     ) -> ttrpc::Result<api::WaitResponse> {
-        debug!("Wait {request:?}");
+        debug!("Wait {request}");
         let (_, process) = self.tasks.process(&request.id, &request.exec_id)?;
         // Changes nothing, so it may be cancelled with its caller.
         let exit = process.wait().await.ok_or(TaskError::NoTask(request.id))?;
@@ -143,7 +143,7 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<api::Empty> {
-        debug!("Kill {request:?}");
+        debug!("Kill {request}");
         let tasks = Arc::clone(&self.tasks);
         detached(async move {
             tasks
@@ -159,7 +159,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::PauseRequest,
     ) -> ttrpc::Result<api::Empty> {
-        debug!("Pause {request:?}");
+        debug!("Pause {request}");
         let tasks = Arc::clone(&self.tasks);
         detached(async move { tasks.pause(&request.id).await }).await?;
         Ok(api::Empty::new())
@@ -170,7 +170,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::ResumeRequest,
     ) -> ttrpc::Result<api::Empty> {
-        debug!("Resume {request:?}");
+        debug!("Resume {request}");
         let tasks = Arc::clone(&self.tasks);
         detached(async move { tasks.resume(&request.id).await }).await?;
         Ok(api::Empty::new())
@@ -204,7 +204,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::CloseIORequest,
     ) -> ttrpc::Result<api::Empty> {
-        debug!("CloseIO {request:?}");
+        debug!("CloseIO {request}");
         let (_, process) = self.tasks.process(&request.id, &request.exec_id)?;
         if request.stdin {
             process.with_io(ProcessIo::close_stdin);
