@@ -1,12 +1,15 @@
 //! From a spec to a VM whose agent answers.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use fc_client::host::kvm::{self, Kvm};
 use fc_client::{Vmm, VmmCommand, VmmEnd};
 use fc_config::Config;
 use fc_drives::{Layout, StubDrives};
 use fc_proto::guest::ANNOUNCE_PORT;
-use std::sync::Arc;
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::backend::{Mounter, Patcher};
@@ -21,6 +24,8 @@ use crate::timeline::Timeline;
 /// Agents of the original never announce themselves; this long after the start of the guest
 /// they begin to be looked for.
 const POLL_AFTER: Duration = Duration::from_secs(1);
+/// File name of the VMM that needs no KVM.
+const EMULATOR: &str = "firecracker-tcg";
 /// How long the VMM may take to end after its guest's agent said that it cannot serve.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -40,69 +45,145 @@ pub async fn boot(
 ) -> Result<Machine, BootError> {
     let deadline = Instant::now() + spec.timeout;
     preflight::check(&spec)?;
-    let choice = fc_client::host::vmm::choose(config.firecracker_binary_path.as_deref())?;
-    tracing::info!(vmm = %choice.path.display(), reason = choice.reason, "Starting the VMM");
-    let stubs = StubDrives::create(
-        vm_dir.path(),
-        &Layout {
-            containers: spec.containers,
-            drive_mounts: Vec::new(),
-            shared: spec.containers,
-        },
-    )?;
-    let vsock = vm_dir.join(dir::VSOCK);
-    let announcements =
-        fc_vsock::Listener::bind(&vsock, ANNOUNCE_PORT).map_err(|source| BootError::File {
-            path: vsock.clone(),
-            source,
-        })?;
-    let fifos = make_fifos(vm_dir, &spec)?;
-
-    timeline.vm("vmm_spawned");
-    let mut command = VmmCommand::new(choice.path, vm_dir.vm_id(), vm_dir.path());
-    command.log_output = config.log_levels.vmm_output();
-    let vmm = Vmm::launch(command).await?;
-    state.vmm = ProcessId::of(vmm.pid());
-    state.store(vm_dir)?;
-    timeline.vm("vmm_api_ready");
-
-    let start = async {
-        configure(vmm.client(), config, &spec, &fifos, &stubs).await?;
-        vmm.client().start_instance().await?;
-        timeline.vm("instance_started");
-        agent(vm_dir, &announcements, deadline, timeline)
-            .await
-            .map_err(Failure::Guest)
+    let vmm = fc_client::host::vmm::choose(config.firecracker_binary_path.as_deref())?;
+    tracing::info!(vmm = %vmm.path.display(), reason = vmm.reason, "Starting the VMM");
+    let host = Host {
+        vm_dir,
+        config,
+        timeline,
     };
-    let guest = tokio::select! {
-        biased;
-        result = tokio::time::timeout_at(deadline, start) => match result {
-            Ok(Ok(guest)) => guest,
-            Ok(Err(failure)) => return Err(explain(failure, &vmm).await),
-            Err(_) => return Err(BootError::TimedOut {
-                vm_id: spec.vm_id,
-                bound: spec.timeout,
-                console: Console::new(vmm.console()),
-            }),
-        },
-        end = vmm.exited() => return Err(ended(&end, &vmm)),
-    };
-    let drives = stubs.connect(
-        Arc::new(Patcher(vmm.client().clone())),
-        Arc::new(Mounter {
-            client: guest.drive_mounter(),
-            context: guest.context(),
-        }),
+    host.boot(&vmm.path, spec, state, deadline)
+        .await
+        .map_err(|error| name_kvm(error, vmm.path))
+}
+
+/// A failure on a host whose KVM is not what the VMM needs says so first. Nothing is refused
+/// beforehand: a paravirtual KVM does run guests that are made for it.
+fn name_kvm(error: BootError, vmm: PathBuf) -> BootError {
+    let emulates = vmm.file_name().is_some_and(|name| name == EMULATOR);
+    let blameless = matches!(
+        error,
+        BootError::File { .. } | BootError::Fifo(_) | BootError::Stubs(_) | BootError::State(_)
     );
-    timeline.vm("agent_connected");
-    Ok(Machine {
-        dir: vm_dir.clone(),
-        spec,
-        vmm,
-        guest,
-        drives,
-        fifos,
-    })
+    if emulates || blameless {
+        return error;
+    }
+    match kvm::probe() {
+        Kvm::Hardware => error,
+        kvm => BootError::Kvm {
+            vmm,
+            kvm,
+            source: Box::new(error),
+        },
+    }
+}
+
+/// Where and how a VM boots.
+struct Host<'a> {
+    vm_dir: &'a VmDir,
+    config: &'a Config,
+    timeline: &'a Timeline,
+}
+
+impl Host<'_> {
+    async fn boot(
+        &self,
+        vmm: &Path,
+        spec: VmSpec,
+        state: &mut State,
+        deadline: Instant,
+    ) -> Result<Machine, BootError> {
+        let stubs = StubDrives::create(
+            self.vm_dir.path(),
+            &Layout {
+                containers: spec.containers,
+                drive_mounts: Vec::new(),
+                shared: spec.containers,
+            },
+        )?;
+        let announcements = self.listen()?;
+        let fifos = make_fifos(self.vm_dir, &spec)?;
+        let vmm = self.launch(vmm, state).await?;
+
+        let start = async {
+            configure(vmm.client(), self.config, &spec, &fifos, &stubs).await?;
+            vmm.client().start_instance().await?;
+            self.timeline.vm("instance_started");
+            agent(self.vm_dir, &announcements, deadline, self.timeline)
+                .await
+                .map_err(Failure::Guest)
+        };
+        let guest = tokio::select! {
+            biased;
+            result = tokio::time::timeout_at(deadline, start) => match result {
+                Ok(Ok(guest)) => guest,
+                Ok(Err(failure)) => return Err(explain(failure, &vmm).await),
+                Err(_) => return Err(BootError::TimedOut {
+                    vm_id: spec.vm_id,
+                    bound: spec.timeout,
+                    console: Console::new(vmm.console()),
+                }),
+            },
+            end = vmm.exited() => return Err(ended(&end, &vmm)),
+        };
+        let drives = stubs.connect(
+            Arc::new(Patcher(vmm.client().clone())),
+            Arc::new(Mounter {
+                client: guest.drive_mounter(),
+                context: guest.context(),
+            }),
+        );
+        self.timeline.vm("agent_connected");
+        Ok(Machine {
+            dir: self.vm_dir.clone(),
+            spec,
+            vmm,
+            guest,
+            drives,
+            fifos,
+        })
+    }
+
+    fn listen(&self) -> Result<fc_vsock::Listener, BootError> {
+        let vsock = self.vm_dir.join(dir::VSOCK);
+        fc_vsock::Listener::bind(&vsock, ANNOUNCE_PORT).map_err(|source| BootError::File {
+            path: vsock,
+            source,
+        })
+    }
+
+    async fn launch(&self, vmm: &Path, state: &mut State) -> Result<Vmm, BootError> {
+        self.timeline.vm("vmm_spawned");
+        let id = vmm_id(self.vm_dir.vm_id());
+        let mut command = VmmCommand::new(vmm, id, self.vm_dir.path());
+        command.log_output = self.config.log_levels.vmm_output();
+        let vmm = Vmm::launch(command).await?;
+        state.vmm = ProcessId::of(vmm.pid());
+        state.store(self.vm_dir)?;
+        self.timeline.vm("vmm_api_ready");
+        Ok(vmm)
+    }
+}
+
+/// The VM's id as Firecracker takes one: at most 64 letters, digits and `-`. An id that is
+/// none is shortened to one that is, told apart by a hash.
+fn vmm_id(vm_id: &str) -> String {
+    const MAX: usize = 64;
+    const HASH: usize = 16;
+    if vm_id.len() <= MAX
+        && vm_id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    {
+        return vm_id.to_owned();
+    }
+    let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(vm_id));
+    let readable: String = vm_id
+        .chars()
+        .take(MAX - HASH - 1)
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect();
+    format!("{readable}-{}", &hash[..HASH])
 }
 
 /// Waits for the agent and introduces the VM to it.
@@ -166,5 +247,20 @@ fn ended(end: &VmmEnd, vmm: &Vmm) -> BootError {
     BootError::Ended {
         status: end.status,
         console: Console::new(vmm.console()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vmm_ids() {
+        assert_eq!(vmm_id("vm-1"), "vm-1");
+        let long = vmm_id(&"v".repeat(76));
+        assert_eq!(long.len(), 64);
+        assert!(long.starts_with("vvv"));
+        let dotted = vmm_id("a.b_c");
+        assert!(dotted.starts_with("a-b-c-") && dotted != vmm_id("a_b.c"));
     }
 }

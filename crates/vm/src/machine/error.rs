@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fc_client::host::kvm::Kvm;
+
 use super::diagnosis::diagnose;
 use super::guest::GuestError;
 use super::preflight::PreflightError;
@@ -30,6 +32,16 @@ pub enum BootError {
     /// The VMM refused a part of the VM's configuration.
     #[error(transparent)]
     Api(#[from] fc_client::ApiError),
+    /// The VMM failed on a host whose KVM is not what it needs.
+    #[error("The VMM {} needs KVM, and {kvm}", vmm.display())]
+    Kvm {
+        /// The VMM.
+        vmm: PathBuf,
+        /// What KVM is good for here.
+        kvm: Kvm,
+        /// How the VMM failed.
+        source: Box<BootError>,
+    },
     /// A file in the VM's directory could not be made.
     #[error("Cannot make {}", path.display())]
     File {
