@@ -6,6 +6,8 @@
 //! - `noapic` is removed: without the IO-APIC the virtio-mmio devices of microvm have no interrupt.
 //! - `tsc_early_khz=<host TSC>` and `tsc=reliable` are added: with ACPI on, microvm has no timer that the
 //!   kernel could calibrate its TSC against, and the boot would hang.
+//! - `cryptomgr.notests` is added: the kernel's tests of its own cryptography take a fifth of an emulated
+//!   boot's processor time.
 //!
 //! `reboot=k` stays as it is: the machine has an i8042 controller, as Firecracker's has.
 
@@ -90,17 +92,18 @@ pub fn rewrite(
         words.push(if root.read_only { "ro" } else { "rw" }.to_owned());
     }
 
-    for (key, value) in [
-        ("tsc_early_khz=", tsc_khz.to_string()),
-        ("tsc=", "reliable".to_owned()),
+    let no_timer = "there is no timer to calibrate the TSC against";
+    let slow = "the tests are slow under emulation";
+    for (key, value, why) in [
+        ("tsc_early_khz=", tsc_khz.to_string(), no_timer),
+        ("tsc=", "reliable".to_owned(), no_timer),
+        ("cryptomgr.notests", String::new(), slow),
     ] {
         if words.iter().any(|word| word.starts_with(key)) {
             continue;
         }
         let word = format!("{key}{value}");
-        changes.push(format!(
-            "added {word}: there is no timer to calibrate the TSC against"
-        ));
+        changes.push(format!("added {word}: {why}"));
         words.push(word);
     }
 
@@ -135,9 +138,9 @@ mod tests {
         assert_eq!(
             made.cmdline,
             "console=ttyS0 reboot=k panic=1 pci=off nomodules rw pci=off root=/dev/vda ro \
-             tsc_early_khz=2596152 tsc=reliable"
+             tsc_early_khz=2596152 tsc=reliable cryptomgr.notests"
         );
-        assert_eq!(made.changes.len(), 3);
+        assert_eq!(made.changes.len(), 4);
     }
 
     #[test]
@@ -148,15 +151,19 @@ mod tests {
         };
         assert_eq!(
             cmdline("a", Some(root)),
-            "a pci=off root=PARTUUID=0eaa91a0-01 rw tsc_early_khz=2600000 tsc=reliable"
+            "a pci=off root=PARTUUID=0eaa91a0-01 rw tsc_early_khz=2600000 tsc=reliable \
+             cryptomgr.notests"
         );
     }
 
     #[test]
     fn the_users_own_words_win_and_init_keeps_its_own() {
         assert_eq!(
-            cmdline("tsc=unstable  tsc_early_khz=1 -- noapic x", None),
-            "tsc=unstable tsc_early_khz=1 pci=off -- noapic x"
+            cmdline(
+                "tsc=unstable  tsc_early_khz=1 cryptomgr.notests=0 -- noapic x",
+                None
+            ),
+            "tsc=unstable tsc_early_khz=1 cryptomgr.notests=0 pci=off -- noapic x"
         );
     }
 

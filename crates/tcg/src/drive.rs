@@ -5,7 +5,7 @@ use std::io::{Error, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
 use crate::fault::BlockFault;
-use crate::model::{CacheType, DriveConfig, IoEngine};
+use crate::model::{CacheType, DriveConfig, IoEngine, RateLimiter};
 
 /// Bytes that count as one on a virtio disk.
 const SECTOR: u64 = 512;
@@ -83,11 +83,8 @@ impl Drive {
         let (Some(path), Some(read_only)) = (&config.path_on_host, config.is_read_only) else {
             return Err(BlockFault::InvalidConfig);
         };
-        if config.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-            return Err(BlockFault::NotOffered("A drive's rate limiter"));
-        }
         let backing = DriveFile::open(path, read_only)?;
-        config.rate_limiter = None;
+        config.rate_limiter = config.rate_limiter.and_then(RateLimiter::effective);
         config.io_engine.get_or_insert_default();
         Ok(Self { config, backing })
     }

@@ -5,7 +5,7 @@ use std::io;
 
 use crate::boot_args::BootArgsError;
 use crate::kernel_image::KernelImageError;
-use crate::model::MachineConfigError;
+use crate::model::{MacAddress, MachineConfigError};
 use crate::qemu::QemuError;
 
 /// A failed request: HTTP status 400 (413 for [`Fault::PayloadTooLarge`]) and this text as `fault_message`.
@@ -19,6 +19,10 @@ pub enum Fault {
     InvalidId,
     #[error("The id from the path does not match the id from the body!")]
     IdMismatch,
+    #[error("The id from the path [{path}] does not match the id from the body [{body}]!")]
+    InterfaceIdMismatch { path: String, body: String },
+    #[error("Unrecognized GET request path `{0}`.")]
+    UnknownGetPath(String),
     #[error("Invalid request method and/or path: {method} {path}.")]
     InvalidPathMethod { method: String, path: String },
     #[error("GET request cannot have a body.")]
@@ -51,6 +55,12 @@ pub enum Fault {
     Machine(#[from] MachineConfigError),
     #[error("Vsock config error: {0}")]
     Vsock(#[from] VsockFault),
+    #[error("Network config error: {0}")]
+    Network(#[from] NetworkFault),
+    #[error("Balloon config error: {0}")]
+    Balloon(#[from] BalloonFault),
+    #[error("Balloon update error: {0}")]
+    BalloonUpdate(#[source] BalloonDeviceFault),
     #[error("Logger error: Failed to open target file: {0}")]
     Logger(#[source] io::Error),
     #[error("Metrics error: Cannot initialize the metrics system due to bad user input: {0}")]
@@ -59,6 +69,8 @@ pub enum Fault {
     Start(#[from] StartFault),
     #[error("Internal VMM error: {0}")]
     Internal(#[source] QemuError),
+    #[error("Internal VMM error: {0}")]
+    BalloonRead(#[source] BalloonDeviceFault),
     #[error("Internal VMM error: Metrics error: {0}")]
     FlushMetrics(#[source] io::Error),
 }
@@ -127,6 +139,67 @@ pub enum VsockFault {
     Bind(#[source] io::Error),
     #[error("Cannot create backend for vsock device: {0}")]
     Backend(#[source] fc_vhost_vsock::VsockError),
+}
+
+/// `PUT` and `PATCH /network-interfaces`.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum NetworkFault {
+    #[error("The MAC address is already in use: {0}")]
+    MacInUse(MacAddress),
+    #[error("Could not create the network device: Open tap device failed: {0}")]
+    Create(#[from] TapFault),
+    #[error("A network interface's rate limiter is not offered by firecracker-tcg.")]
+    LimiterNotOffered,
+    #[error("Unable to update the net device: {0}")]
+    Update(#[source] UpdateFault),
+}
+
+/// A tap device cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum TapFault {
+    #[error("Couldn't open /dev/net/tun: {0}")]
+    OpenTun(#[source] io::Error),
+    #[error("Invalid interface name")]
+    InvalidName,
+    #[error(
+        "Error while creating ifreq structure: {error}. Invalid TUN/TAP Backend provided by {name}. Check our \
+         documentation on setting up the network devices."
+    )]
+    Attach {
+        #[source]
+        error: io::Error,
+        name: String,
+    },
+}
+
+/// `PUT` and `GET /balloon` before the start.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum BalloonFault {
+    #[error("No balloon device found.")]
+    DeviceNotFound,
+    #[error("Amount of pages requested is too large.")]
+    TooManyPagesRequested,
+    #[error("{0} is not offered by firecracker-tcg.")]
+    NotOffered(&'static str),
+}
+
+/// The balloon of a running guest cannot be changed or read.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum BalloonDeviceFault {
+    #[error("Failed perform action on device: Device not found")]
+    DeviceNotFound,
+    #[error("Balloon: Requested memory should be less than {0}MiB")]
+    TooMuchMemoryRequested(u32),
+    #[error("Balloon: Received stats query when stats are disabled.")]
+    StatisticsDisabled,
+    #[error("Balloon: Statistics cannot be enabled/disabled after activation.")]
+    StatisticsStateChange,
+    #[error("{0}")]
+    Qemu(#[from] QemuError),
 }
 
 /// `InstanceStart`.

@@ -6,7 +6,8 @@
 //!
 //! - [`cli`], [`run`]: the program. [`exit`]: its exit codes. [`logger`], [`metrics`]: its output.
 //! - [`api`]: HTTP; [`model`]: the bodies; [`fault`]: the failures.
-//! - [`controller`]: what is allowed when; [`resources`], [`drive`], [`vsock`]: the configuration before the start.
+//! - [`controller`]: what is allowed when; [`resources`], [`drive`], [`interface`], [`tap`], [`vsock`]: the configuration
+//!   before the start.
 //! - [`machine`], [`console`]: the running guest; [`qemu`]: the process behind it.
 //! - [`boot_args`], [`tsc`], [`kernel_image`], [`initrd`]: what QEMU needs that Firecracker does not.
 //!
@@ -21,6 +22,7 @@ pub mod drive;
 pub mod exit;
 pub mod fault;
 pub mod initrd;
+pub mod interface;
 pub mod kernel_image;
 pub mod logger;
 pub mod machine;
@@ -29,5 +31,6 @@ pub mod model;
 pub mod qemu;
 pub mod resources;
 pub mod run;
+pub mod tap;
 pub mod tsc;
 pub mod vsock;

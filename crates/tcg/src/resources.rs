@@ -4,11 +4,14 @@ use std::fs::File;
 
 use crate::boot_args::{self, Root};
 use crate::drive::{Drive, DriveFile};
-use crate::fault::{BootSourceFault, DriveFault, StartFault, VsockFault};
+use crate::fault::{
+    BalloonFault, BootSourceFault, DriveFault, NetworkFault, StartFault, VsockFault,
+};
+use crate::interface::Interface;
 use crate::kernel_image;
 use crate::model::{
-    BootSourceConfig, DriveConfig, EntropyConfig, MachineConfig, MachineConfigError,
-    MachineConfigUpdate, VmConfig, VsockConfig,
+    BalloonConfig, BootSourceConfig, DriveConfig, EntropyConfig, MachineConfig, MachineConfigError,
+    MachineConfigUpdate, NetworkConfig, RateLimiter, VmConfig, VsockConfig,
 };
 use crate::vsock::Vsock;
 
@@ -20,6 +23,8 @@ pub struct Resources {
     drives: Vec<Drive>,
     vsock: Option<Vsock>,
     entropy: Option<EntropyConfig>,
+    balloon: Option<BalloonConfig>,
+    interfaces: Vec<Interface>,
 }
 
 #[derive(Debug)]
@@ -53,7 +58,15 @@ impl Resources {
         &mut self,
         update: &MachineConfigUpdate,
     ) -> Result<(), MachineConfigError> {
-        self.machine = self.machine.updated(update)?;
+        let updated = self.machine.updated(update)?;
+        if self
+            .balloon
+            .as_ref()
+            .is_some_and(|balloon| updated.mem_size_mib < balloon.amount_mib as usize)
+        {
+            return Err(MachineConfigError::IncompatibleBalloonSize);
+        }
+        self.machine = updated;
         Ok(())
     }
 
@@ -106,11 +119,68 @@ impl Resources {
         self.entropy = Some(config);
     }
 
+    /// Adds a balloon.
+    ///
+    /// # Errors
+    /// It is larger than the guest's memory, or needs what is not offered.
+    pub fn set_balloon(&mut self, config: BalloonConfig) -> Result<(), BalloonFault> {
+        if config.amount_mib as usize > self.machine.mem_size_mib {
+            return Err(BalloonFault::TooManyPagesRequested);
+        }
+        if config.free_page_hinting {
+            return Err(BalloonFault::NotOffered("Free page hinting"));
+        }
+        self.balloon = Some(config);
+        Ok(())
+    }
+
+    /// Adds a network interface, or replaces the one of the same id.
+    ///
+    /// # Errors
+    /// Another interface has the same address, or the tap device cannot be opened; an interface of the same id
+    /// is gone then.
+    pub fn set_interface(&mut self, config: NetworkConfig) -> Result<(), NetworkFault> {
+        let same_id = |other: &Interface| other.config.iface_id == config.iface_id;
+        if let Some(mac) = config.guest_mac
+            && self
+                .interfaces
+                .iter()
+                .any(|other| other.config.guest_mac == Some(mac) && !same_id(other))
+        {
+            return Err(NetworkFault::MacInUse(mac));
+        }
+        let limiters = [config.rx_rate_limiter, config.tx_rate_limiter];
+        if limiters
+            .into_iter()
+            .flatten()
+            .any(|it| it.effective().is_some())
+        {
+            return Err(NetworkFault::LimiterNotOffered);
+        }
+        // It goes first: the new one may want the same tap device.
+        if let Some(at) = self.interfaces.iter().position(same_id) {
+            self.interfaces.swap_remove(at);
+        }
+        self.interfaces.push(Interface::new(config)?);
+        Ok(())
+    }
+
+    /// The balloon, also to note what became of it.
+    #[must_use]
+    pub fn balloon_mut(&mut self) -> Option<&mut BalloonConfig> {
+        self.balloon.as_mut()
+    }
+
     /// Notes that a running drive has another file now.
     pub fn note_swap(&mut self, index: usize, path: String, backing: DriveFile) {
         let drive = &mut self.drives[index];
         drive.config.path_on_host = Some(path);
         drive.backing = backing;
+    }
+
+    /// Notes that a running drive has other limits now.
+    pub fn note_limiter(&mut self, index: usize, limiter: Option<RateLimiter>) {
+        self.drives[index].config.rate_limiter = limiter;
     }
 
     /// Processors and memory.
@@ -123,6 +193,18 @@ impl Resources {
     #[must_use]
     pub fn drives(&self) -> &[Drive] {
         &self.drives
+    }
+
+    /// The balloon.
+    #[must_use]
+    pub fn balloon(&self) -> Option<&BalloonConfig> {
+        self.balloon.as_ref()
+    }
+
+    /// The network interfaces in the guest's order.
+    #[must_use]
+    pub fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
     }
 
     /// The source of random numbers.
@@ -188,7 +270,11 @@ impl Resources {
     /// Number of virtio devices.
     #[must_use]
     pub fn device_count(&self) -> usize {
-        self.drives.len() + usize::from(self.vsock.is_some()) + usize::from(self.entropy.is_some())
+        self.drives.len()
+            + self.interfaces.len()
+            + usize::from(self.vsock.is_some())
+            + usize::from(self.entropy.is_some())
+            + usize::from(self.balloon.is_some())
     }
 
     /// Everything, as `GET /vm/config` shows it.
@@ -212,6 +298,12 @@ impl Resources {
                 ..it.config.clone()
             }),
             entropy: self.entropy.clone(),
+            balloon: self.balloon.clone(),
+            network_interfaces: self
+                .interfaces
+                .iter()
+                .map(|interface| interface.config.clone())
+                .collect(),
             ..VmConfig::default()
         }
     }

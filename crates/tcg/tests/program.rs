@@ -104,12 +104,7 @@ fn configuration_calls() {
     vmm.ok("PUT", "/metrics", &json!({ "metrics_path": "metrics" }));
     let fault = vmm.fault("PUT", "/metrics", &json!({ "metrics_path": "other" }));
     assert!(fault.contains("already initialized"), "{fault}");
-    for path in [
-        "/balloon",
-        "/network-interfaces/a",
-        "/mmds",
-        "/snapshot/create",
-    ] {
+    for path in ["/mmds", "/mmds/config", "/pmem/a", "/snapshot/create"] {
         let fault = vmm.fault("PUT", path, &json!({ "a": 1 }));
         assert!(
             fault.starts_with("The requested operation is not supported: "),

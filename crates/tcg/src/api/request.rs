@@ -6,8 +6,9 @@ use serde::de::DeserializeOwned;
 use crate::fault::Fault;
 use crate::metrics;
 use crate::model::{
-    BootSourceConfig, DriveConfig, DriveUpdate, EntropyConfig, LoggerConfig, MachineConfig,
-    MachineConfigUpdate, MetricsConfig, VmStateRequest, VmUpdate, VsockConfig,
+    BalloonConfig, BalloonStatisticsUpdate, BalloonUpdate, BootSourceConfig, DriveConfig,
+    DriveUpdate, EntropyConfig, LoggerConfig, MachineConfig, MachineConfigUpdate, MetricsConfig,
+    NetworkConfig, NetworkUpdate, VmStateRequest, VmUpdate, VsockConfig,
 };
 
 /// What a well-formed request asks for.
@@ -18,12 +19,19 @@ pub enum Action {
     GetVersion,
     GetVmConfig,
     GetMachineConfig,
+    GetBalloon,
+    GetBalloonStatistics,
     PutBootSource(BootSourceConfig),
     UpdateMachine(MachineConfigUpdate),
     PutDrive(DriveConfig),
     PatchDrive(DriveUpdate),
     PutVsock(VsockConfig),
     PutEntropy(EntropyConfig),
+    PutNetwork(NetworkConfig),
+    PatchNetwork(NetworkUpdate),
+    PutBalloon(BalloonConfig),
+    PatchBalloon(BalloonUpdate),
+    PatchBalloonStatistics(BalloonStatisticsUpdate),
     PutLogger(LoggerConfig),
     PutMetrics(MetricsConfig),
     InstanceStart,
@@ -46,6 +54,8 @@ impl Action {
                 | Self::PutDrive(_)
                 | Self::PutVsock(_)
                 | Self::PutEntropy(_)
+                | Self::PutNetwork(_)
+                | Self::PutBalloon(_)
                 | Self::PutLogger(_)
                 | Self::PutMetrics(_)
                 | Self::InstanceStart
@@ -92,7 +102,8 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Action, Fault> {
             "machine_cfg_count",
             Action::GetMachineConfig,
         ),
-        ("GET", "balloon" | "mmds", true) => not_offered(),
+        ("GET", "balloon", true) => get_balloon(rest).unwrap_or_else(not_offered),
+        ("GET", "mmds", true) => not_offered(),
         ("GET", "hotplug", true) if rest == Some("memory") => not_offered(),
         ("GET", _, false) => Err(Fault::GetWithBody),
 
@@ -125,16 +136,22 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Action, Fault> {
         ("PUT", "vsock", false) => put("vsock_count", "vsock_fails", || {
             decode(body).map(Action::PutVsock)
         }),
+        ("PUT", "network-interfaces", false) => put("network_count", "network_fails", || {
+            let id = checked_id(rest)?;
+            let config: NetworkConfig = decode(body)?;
+            same_interface(id, &config.iface_id)?;
+            Ok(Action::PutNetwork(config))
+        }),
+        ("PUT", "balloon", false) => decode(body).map(Action::PutBalloon),
         ("PUT", "entropy", false) => decode(body).map(Action::PutEntropy),
-        (
-            "PUT",
-            "balloon" | "cpu-config" | "pmem" | "serial" | "mmds" | "network-interfaces"
-            | "snapshot",
-            false,
-        ) => not_offered(),
+        ("PUT", "cpu-config" | "pmem" | "serial" | "mmds" | "snapshot", false) => not_offered(),
         ("PUT", "hotplug", false) if rest == Some("memory") => not_offered(),
 
-        ("PATCH", "balloon", _) => not_offered(),
+        ("PATCH", "balloon", _) if rest == Some("hinting") => not_offered(),
+        ("PATCH", "balloon", false) if rest == Some("statistics") => {
+            decode(body).map(Action::PatchBalloonStatistics)
+        }
+        ("PATCH", "balloon", false) => decode(body).map(Action::PatchBalloon),
         ("PATCH", "drives", false) => patch("drive_count", "drive_fails", || {
             let id = checked_id(rest)?;
             let update: DriveUpdate = decode(body)?;
@@ -157,13 +174,29 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Action, Fault> {
                 VmStateRequest::Resumed => Action::Resume,
             })
         }
-        ("PATCH", "mmds" | "network-interfaces", false) => not_offered(),
+        ("PATCH", "network-interfaces", false) => patch("network_count", "network_fails", || {
+            let id = checked_id(rest)?;
+            let update: NetworkUpdate = decode(body)?;
+            same_interface(id, &update.iface_id)?;
+            Ok(Action::PatchNetwork(update))
+        }),
+        ("PATCH", "mmds", false) => not_offered(),
         ("PATCH", "hotplug", false) if rest == Some("memory") => not_offered(),
         ("PUT" | "PATCH", _, true) => Err(Fault::EmptyBody(method.to_owned())),
         _ => Err(Fault::InvalidPathMethod {
             method: method.to_owned(),
             path: resource.to_owned(),
         }),
+    }
+}
+
+/// `None` for what is not offered.
+fn get_balloon(rest: Option<&str>) -> Option<Result<Action, Fault>> {
+    match rest {
+        None => Some(Ok(Action::GetBalloon)),
+        Some("statistics") => Some(Ok(Action::GetBalloonStatistics)),
+        Some("hinting") => None,
+        Some(other) => Some(Err(Fault::UnknownGetPath(other.to_owned()))),
     }
 }
 
@@ -185,6 +218,17 @@ fn same_id(path: &str, body: &str) -> Result<(), Fault> {
         Ok(())
     } else {
         Err(Fault::IdMismatch)
+    }
+}
+
+fn same_interface(path: &str, body: &str) -> Result<(), Fault> {
+    if path == body {
+        Ok(())
+    } else {
+        Err(Fault::InterfaceIdMismatch {
+            path: path.to_owned(),
+            body: body.to_owned(),
+        })
     }
 }
 

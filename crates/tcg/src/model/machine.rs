@@ -85,6 +85,8 @@ pub enum MachineConfigError {
         "The number of vCPUs must be greater than 0, less than {MAX_VCPUS} and must be 1 or an even number if SMT is enabled."
     )]
     InvalidVcpuCount,
+    #[error("The memory size (MiB) is smaller than the previously set balloon device target size.")]
+    IncompatibleBalloonSize,
     #[error("The CPU template {0:?} needs hardware virtualization: leave it out.")]
     CpuTemplate(String),
     #[error("Dirty page tracking serves snapshots, which firecracker-tcg does not offer.")]

@@ -1,6 +1,7 @@
 //! The bodies of API requests and answers: Firecracker's API description, version 1.15, is the source of
 //! every field name, unit and default. Unknown fields are refused, as there.
 
+mod balloon;
 mod boot_source;
 mod drive;
 mod entropy;
@@ -8,10 +9,12 @@ mod instance;
 mod logger;
 mod machine;
 mod metrics;
+mod network;
 mod rate_limiter;
 mod vm_config;
 mod vsock;
 
+pub use balloon::{BalloonConfig, BalloonStatistics, BalloonStatisticsUpdate, BalloonUpdate};
 pub use boot_source::BootSourceConfig;
 pub use drive::{CacheType, DriveConfig, DriveUpdate, IoEngine};
 pub use entropy::EntropyConfig;
@@ -19,6 +22,7 @@ pub use instance::{InstanceInfo, VmState, VmStateRequest, VmUpdate};
 pub use logger::{Level, LoggerConfig};
 pub use machine::{HugePages, MachineConfig, MachineConfigError, MachineConfigUpdate};
 pub use metrics::MetricsConfig;
+pub use network::{MacAddress, NetworkConfig, NetworkUpdate, NoMacAddress};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use vm_config::VmConfig;
 pub use vsock::VsockConfig;

@@ -2,16 +2,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    BootSourceConfig, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig, MetricsConfig,
-    VsockConfig,
+    BalloonConfig, BootSourceConfig, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig,
+    MetricsConfig, NetworkConfig, VsockConfig,
 };
 
 /// The whole configuration: answer to `GET /vm/config`, and content of `--config-file`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct VmConfig {
-    /// Not offered.
-    pub balloon: Option<Value>,
+    /// The balloon.
+    pub balloon: Option<BalloonConfig>,
     /// In the order in which the guest sees them.
     pub drives: Vec<DriveConfig>,
     /// The kernel.
@@ -26,9 +26,9 @@ pub struct VmConfig {
     pub metrics: Option<MetricsConfig>,
     /// Not offered.
     pub mmds_config: Option<Value>,
-    /// Not offered.
+    /// In the order in which the guest sees them.
     #[serde(default)]
-    pub network_interfaces: Vec<Value>,
+    pub network_interfaces: Vec<NetworkConfig>,
     /// The vsock device.
     pub vsock: Option<VsockConfig>,
     /// The source of random numbers.
@@ -45,10 +45,8 @@ impl VmConfig {
     #[must_use]
     pub fn unsupported(&self) -> Option<&'static str> {
         [
-            (self.balloon.is_some(), "balloon"),
             (self.cpu_config.is_some(), "cpu-config"),
             (self.mmds_config.is_some(), "mmds-config"),
-            (!self.network_interfaces.is_empty(), "network-interfaces"),
             (!self.pmem.is_empty(), "pmem"),
             (self.memory_hotplug.is_some(), "memory-hotplug"),
         ]

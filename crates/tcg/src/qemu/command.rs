@@ -7,16 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use serde_json::{Value, json};
 
-use crate::drive::{Drive, DriveMode};
-use crate::model::{HugePages, MachineConfig};
-
-/// Virtio devices of all kinds that a guest can have: microvm has 24 virtio-mmio transports, but with more
-/// than 22 in use guests were seen to hang.
-pub const MAX_DEVICES: usize = 22;
-
-/// Block node that is attached for an instant during a swap, to make QEMU tell the guest of a new size
-/// (see [`crate::machine`]). It is a file in memory: resizing it harms nothing.
-pub const BELL_NODE: &str = "bell";
+use crate::drive::Drive;
+use crate::model::{BalloonConfig, EntropyConfig, HugePages, MacAddress, MachineConfig};
 
 /// A drive at the start of the guest.
 #[derive(Debug)]
@@ -24,6 +16,15 @@ pub struct PlannedDrive<'a> {
     /// The drive with its file.
     pub drive: &'a Drive,
     /// Copy of its file's descriptor that QEMU inherits.
+    pub fd: OwnedFd,
+}
+
+/// A network interface at the start of the guest.
+#[derive(Debug)]
+pub struct PlannedInterface {
+    /// The guest's address.
+    pub mac: MacAddress,
+    /// Copy of the tap device's descriptor that QEMU inherits.
     pub fd: OwnedFd,
 }
 
@@ -44,49 +45,20 @@ pub struct Plan<'a> {
     pub cmdline: String,
     /// In the guest's order.
     pub drives: Vec<PlannedDrive<'a>>,
-    /// File in memory behind [`BELL_NODE`].
+    /// File in memory behind [`super::BELL_NODE`].
     pub bell: File,
-    /// Whether there is a source of random numbers.
-    pub entropy: bool,
+    /// In the guest's order.
+    pub interfaces: Vec<PlannedInterface>,
+    /// The balloon.
+    pub balloon: Option<&'a BalloonConfig>,
+    /// The source of random numbers.
+    pub entropy: Option<&'a EntropyConfig>,
     /// QEMU's end of the vhost-user connection of the vsock device.
     pub vsock: Option<OwnedFd>,
     /// QEMU's end of the control connection.
     pub qmp: OwnedFd,
     /// QEMU's end of the serial console.
     pub console: OwnedFd,
-}
-
-/// Id of the virtio device of the drive with this index.
-#[must_use]
-pub fn drive_device_id(index: usize) -> String {
-    format!("drive{index}")
-}
-
-/// Name of the block node of a drive's file, after `swaps` swaps.
-#[must_use]
-pub fn drive_node_name(index: usize, swaps: u64) -> String {
-    format!("file{index}-{swaps}")
-}
-
-/// A block node over the descriptor set `fdset`, of a fixed size: QEMU then cannot resize the file, and the
-/// guest does not see a last partial sector.
-#[must_use]
-pub fn drive_node(name: &str, fdset: i64, size: u64, mode: DriveMode) -> Value {
-    json!({
-        "driver": "raw",
-        "node-name": name,
-        "read-only": mode.read_only,
-        "size": size,
-        "cache": { "direct": false, "no-flush": mode.ignore_flush },
-        "file": {
-            "driver": "file",
-            "filename": format!("/dev/fdset/{fdset}"),
-            "read-only": mode.read_only,
-            // Firecracker takes no locks; two VMs may share a read-only file, and a writer may come first.
-            "locking": "off",
-            "aio": if mode.io_uring { "io_uring" } else { "threads" },
-        },
-    })
 }
 
 impl Plan<'_> {
@@ -118,6 +90,7 @@ impl Plan<'_> {
             self.console.as_raw_fd(),
         ];
         fds.extend(self.drives.iter().map(|planned| planned.fd.as_raw_fd()));
+        fds.extend(self.interfaces.iter().map(|planned| planned.fd.as_raw_fd()));
         fds.extend(self.vsock.as_ref().map(AsRawFd::as_raw_fd));
         fds.extend(self.initrd_fd.as_ref().map(AsRawFd::as_raw_fd));
         fds
@@ -167,73 +140,22 @@ impl Plan<'_> {
         // Gives `reboot=k` something to talk to, and SendCtrlAltDel a keyboard.
         args.words(["-device", "i8042"]);
     }
-
-    fn devices(&self, args: &mut Arguments) {
-        args.option("-add-fd", format!("fd={},set=0", self.bell.as_raw_fd()));
-        args.json(
-            "-blockdev",
-            &json!({ "driver": "file", "node-name": BELL_NODE, "filename": "/dev/fdset/0", "locking": "off" }),
-        );
-        for (index, PlannedDrive { drive, fd }) in self.drives.iter().enumerate() {
-            let fdset = i64::try_from(index).unwrap_or(i64::MAX).saturating_add(1);
-            args.option("-add-fd", format!("fd={},set={fdset}", fd.as_raw_fd()));
-            let node = drive_node_name(index, 0);
-            args.json(
-                "-blockdev",
-                &drive_node(&node, fdset, drive.backing.size, drive.mode()),
-            );
-            args.json(
-                "-device",
-                &json!({
-                    "driver": "virtio-blk-device",
-                    "id": drive_device_id(index),
-                    "drive": node,
-                    "serial": drive.backing.serial,
-                    "share-rw": true,
-                    // As Firecracker's device: one queue, neither discard nor write-zeroes.
-                    "num-queues": 1,
-                    "discard": false,
-                    "write-zeroes": false,
-                }),
-            );
-        }
-        if let Some(vsock) = &self.vsock {
-            args.option(
-                "-chardev",
-                format!("socket,id=vsock,fd={}", vsock.as_raw_fd()),
-            );
-            args.json(
-                "-device",
-                &json!({ "driver": "vhost-user-vsock-device", "chardev": "vsock" }),
-            );
-        }
-        if self.entropy {
-            args.json(
-                "-object",
-                &json!({ "qom-type": "rng-builtin", "id": "rng" }),
-            );
-            args.json(
-                "-device",
-                &json!({ "driver": "virtio-rng-device", "rng": "rng" }),
-            );
-        }
-    }
 }
 
 #[derive(Default)]
-struct Arguments(Vec<OsString>);
+pub(super) struct Arguments(Vec<OsString>);
 
 impl Arguments {
     fn words<const N: usize>(&mut self, words: [&str; N]) {
         self.0.extend(words.map(OsString::from));
     }
 
-    fn option(&mut self, name: &str, value: String) {
+    pub(super) fn option(&mut self, name: &str, value: String) {
         self.0.push(name.into());
         self.0.push(value.into());
     }
 
-    fn json(&mut self, name: &str, value: &Value) {
+    pub(super) fn json(&mut self, name: &str, value: &Value) {
         self.option(name, value.to_string());
     }
 }
@@ -255,6 +177,11 @@ mod tests {
             huge_pages: HugePages::TwoMib,
             ..MachineConfig::default()
         };
+        let entropy = EntropyConfig::default();
+        let balloon = BalloonConfig {
+            deflate_on_oom: true,
+            ..BalloonConfig::default()
+        };
         let plan = Plan {
             id: "vm",
             machine: &machine,
@@ -264,7 +191,12 @@ mod tests {
             cmdline: "console=ttyS0".into(),
             drives: Vec::new(),
             bell: null().into(),
-            entropy: true,
+            interfaces: vec![PlannedInterface {
+                mac: MacAddress([2, 0, 0, 0, 0, 1]),
+                fd: null(),
+            }],
+            balloon: Some(&balloon),
+            entropy: Some(&entropy),
             vsock: Some(null()),
             qmp: null(),
             console: null(),
@@ -288,20 +220,14 @@ mod tests {
         );
         assert!(args.iter().any(|arg| arg.contains("virtio-rng-device")));
         assert!(!args.iter().any(|arg| arg == "-initrd"));
-        assert_eq!(plan.inherited().len(), 4);
-    }
-
-    #[test]
-    fn nodes_have_a_fixed_size() {
-        let mode = DriveMode {
-            read_only: true,
-            ignore_flush: false,
-            io_uring: false,
-        };
-        let node = drive_node("n", 7, 1024, mode);
-        assert_eq!(node["size"], 1024);
-        assert_eq!(node["read-only"], true);
-        assert_eq!(node["file"]["filename"], "/dev/fdset/7");
-        assert_eq!(node["cache"]["no-flush"], false);
+        assert!(
+            args.iter()
+                .any(|arg| arg.contains("\"mac\":\"02:00:00:00:00:01\""))
+        );
+        assert!(
+            args.iter()
+                .any(|arg| arg.contains("\"deflate-on-oom\":true"))
+        );
+        assert_eq!(plan.inherited().len(), 5);
     }
 }

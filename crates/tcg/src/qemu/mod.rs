@@ -1,13 +1,15 @@
 //! QEMU as a child process: found, described on a command line, started, spoken to, ended.
 
 mod command;
+mod devices;
 mod error;
 mod locate;
 mod process;
 mod qmp;
 
-pub use command::{
-    BELL_NODE, MAX_DEVICES, Plan, PlannedDrive, drive_device_id, drive_node, drive_node_name,
+pub use command::{Plan, PlannedDrive, PlannedInterface};
+pub use devices::{
+    BALLOON_ID, BELL_NODE, MAX_DEVICES, drive_device_id, drive_node, drive_node_name,
 };
 pub use error::QemuError;
 pub use locate::{QEMU_VARIABLE, find};

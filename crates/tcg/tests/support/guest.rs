@@ -57,7 +57,7 @@ impl Guest {
         cpio.entry("init", 0o100_755, INIT.as_bytes(), (0, 0));
         for (at, module) in modules_for(&tree).iter().enumerate() {
             cpio.entry(
-                &format!("m/{at}.ko"),
+                &format!("m/{at:02}.ko"),
                 0o100_644,
                 &fs::read(module).unwrap(),
                 (0, 0),
@@ -79,6 +79,10 @@ fn modules_for(tree: &Path) -> Vec<PathBuf> {
         "drivers/virtio/virtio",
         "drivers/virtio/virtio_mmio",
         "drivers/block/virtio_blk",
+        "drivers/virtio/virtio_balloon",
+        "net/core/failover",
+        "drivers/net/net_failover",
+        "drivers/net/virtio_net",
     ]
     .iter()
     .map(|name| release.join("kernel").join(format!("{name}.ko")))

@@ -1,16 +1,17 @@
 //! What a request does, before and after the guest has started.
 
+mod devices;
+
 use tokio::sync::mpsc;
 
 use crate::api::Action;
 use crate::boot_args;
 use crate::console::Console;
-use crate::drive::DriveFile;
-use crate::fault::{DriveFault, Fault, StartFault, UpdateFault};
+use crate::fault::{DriveFault, Fault, StartFault};
 use crate::logger;
 use crate::machine::Machine;
 use crate::metrics;
-use crate::model::{DriveUpdate, InstanceInfo, VmConfig, VmState};
+use crate::model::{EntropyConfig, InstanceInfo, RateLimiter, VmConfig, VmState};
 use crate::qemu::{End, MAX_DEVICES};
 use crate::resources::Resources;
 use crate::tsc;
@@ -81,6 +82,12 @@ impl Controller {
         for drive in config.drives {
             self.handle(Action::PutDrive(drive)).await?;
         }
+        for interface in config.network_interfaces {
+            self.handle(Action::PutNetwork(interface)).await?;
+        }
+        if let Some(balloon) = config.balloon {
+            self.handle(Action::PutBalloon(balloon)).await?;
+        }
         if let Some(vsock) = config.vsock {
             self.handle(Action::PutVsock(vsock)).await?;
         }
@@ -102,6 +109,7 @@ impl Controller {
             )),
             Action::GetVmConfig => Ok(json(&self.resources.config())),
             Action::GetMachineConfig => Ok(json(self.resources.machine())),
+            Action::GetBalloon => self.balloon(),
             Action::NotOffered(what) => Err(not_offered(&what)),
             before_start if before_start.only_before_start() => {
                 if self.machine.is_some() {
@@ -138,11 +146,18 @@ impl Controller {
             Action::UpdateMachine(update) => self.resources.update_machine(&update)?,
             Action::PutDrive(config) => self.resources.set_drive(config)?,
             Action::PutVsock(config) => self.resources.set_vsock(config)?,
+            Action::PutNetwork(config) => self.resources.set_interface(config)?,
+            Action::PutBalloon(config) => self.resources.set_balloon(config)?,
             Action::PutEntropy(config) => {
-                if config.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-                    return Err(not_offered("A rate limiter of the entropy device"));
+                let limiter = config.rate_limiter.and_then(RateLimiter::effective);
+                if limiter.is_some_and(|limiter| limiter.ops.is_some()) {
+                    return Err(not_offered(
+                        "A limit on operations of the entropy device, other than on bytes,",
+                    ));
                 }
-                self.resources.set_entropy(config);
+                self.resources.set_entropy(EntropyConfig {
+                    rate_limiter: limiter,
+                });
             }
             Action::PutLogger(config) => logger::configure(config).map_err(Fault::Logger)?,
             Action::PutMetrics(config) => {
@@ -198,34 +213,22 @@ impl Controller {
                     .await
                     .map_err(DriveFault::Update)?;
             }
+            Action::GetBalloonStatistics => {
+                let read = self.balloon_statistics().await;
+                return read.map_err(Fault::BalloonRead);
+            }
+            Action::PatchBalloon(update) => self
+                .update_balloon(update)
+                .await
+                .map_err(Fault::BalloonUpdate)?,
+            Action::PatchBalloonStatistics(update) => self
+                .update_balloon_statistics(update)
+                .await
+                .map_err(Fault::BalloonUpdate)?,
+            Action::PatchNetwork(update) => self.update_interface(&update)?,
             other => return Err(not_offered(&format!("{other:?}"))),
         }
         Ok(Reply::Empty)
-    }
-
-    async fn update_drive(&mut self, update: DriveUpdate) -> Result<(), UpdateFault> {
-        let Some(machine) = &mut self.machine else {
-            return Err(UpdateFault::DeviceNotFound);
-        };
-        let drives = self.resources.drives();
-        let index = drives
-            .iter()
-            .position(|drive| drive.config.drive_id == update.drive_id)
-            .ok_or(UpdateFault::DeviceNotFound)?;
-        if update.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-            return Err(crate::fault::BlockFault::NotOffered("A drive's rate limiter").into());
-        }
-        match update.path_on_host {
-            Some(path) => {
-                let new = DriveFile::open(&path, drives[index].read_only())?;
-                machine.swap_drive(index, &new).await?;
-                self.resources.note_swap(index, path, new);
-                Ok(())
-            }
-            // Without anything to change, Firecracker takes it for the other kind of drive.
-            None if update.rate_limiter.is_none() => Err(UpdateFault::DifferentBackend),
-            None => Ok(()),
-        }
     }
 }
 
@@ -297,15 +300,62 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_balloon_fits_into_the_memory() {
+        let mut vm = controller();
+        let body = |mib: u32| format!(r#"{{"amount_mib":{mib},"deflate_on_oom":true}}"#);
+        assert_eq!(
+            send(&mut vm, "GET", "/balloon", "").await.unwrap_err(),
+            "Balloon config error: No balloon device found."
+        );
+        assert_eq!(
+            send(&mut vm, "PUT", "/balloon", &body(129))
+                .await
+                .unwrap_err(),
+            "Balloon config error: Amount of pages requested is too large."
+        );
+        send(&mut vm, "PUT", "/balloon", &body(128)).await.unwrap();
+        let Ok(Reply::Json(balloon)) = send(&mut vm, "GET", "/balloon", "").await else {
+            panic!()
+        };
+        assert_eq!(balloon["amount_mib"], 128);
+        assert_eq!(balloon["stats_polling_interval_s"], 0);
+        assert_eq!(
+            send(
+                &mut vm,
+                "PATCH",
+                "/machine-config",
+                r#"{"mem_size_mib":64}"#
+            )
+            .await
+            .unwrap_err(),
+            "Machine config error: The memory size (MiB) is smaller than the previously set balloon device target size."
+        );
+        for (method, path, body) in [
+            ("PATCH", "/balloon", r#"{"amount_mib":1}"#),
+            (
+                "PATCH",
+                "/balloon/statistics",
+                r#"{"stats_polling_interval_s":1}"#,
+            ),
+            ("GET", "/balloon/statistics", ""),
+        ] {
+            assert_eq!(
+                send(&mut vm, method, path, body).await.unwrap_err(),
+                "The requested operation is not supported before starting the microVM."
+            );
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_not_offered_is_refused() {
         let mut vm = controller();
-        let error = send(&mut vm, "PUT", "/balloon", "{}").await.unwrap_err();
+        let error = send(&mut vm, "PUT", "/mmds", "{}").await.unwrap_err();
         assert_eq!(
             error,
-            "The requested operation is not supported: PUT /balloon is not offered by firecracker-tcg."
+            "The requested operation is not supported: PUT /mmds is not offered by firecracker-tcg."
         );
         let config: VmConfig = serde_json::from_str(
-            r#"{"drives":[],"boot-source":{"kernel_image_path":"k"},"network-interfaces":[{}]}"#,
+            r#"{"drives":[],"boot-source":{"kernel_image_path":"k"},"mmds-config":{}}"#,
         )
         .unwrap();
         assert!(
@@ -313,7 +363,7 @@ mod tests {
                 .await
                 .unwrap_err()
                 .to_string()
-                .contains("network-interfaces")
+                .contains("mmds-config")
         );
     }
 

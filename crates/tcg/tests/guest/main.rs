@@ -1,5 +1,9 @@
 //! A real guest: Debian's kernel under real QEMU, driven through the API and its console only.
 
+mod balloon;
+mod drives;
+mod network;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;
@@ -44,7 +48,7 @@ fn a_guest_from_start_to_reboot() {
     vmm.ok(
         "PUT",
         "/machine-config",
-        &json!({ "vcpu_count": 1, "mem_size_mib": 128 }),
+        &json!({ "vcpu_count": 2, "mem_size_mib": 128 }),
     );
     vmm.ok("PUT", "/boot-source", &boot_source(&guest, true));
     vmm.put_drive("ro", "stub", false, true);
@@ -55,7 +59,14 @@ fn a_guest_from_start_to_reboot() {
         "/vsock",
         &json!({ "guest_cid": 3, "uds_path": "v.sock" }),
     );
-    vmm.ok("PUT", "/entropy", &json!({}));
+    let entropy = json!({ "rate_limiter": { "bandwidth": { "size": 4096, "refill_time": 10 } } });
+    vmm.ok("PUT", "/entropy", &entropy);
+    let balloon = json!({ "amount_mib": 8, "deflate_on_oom": true, "stats_polling_interval_s": 1 });
+    vmm.ok("PUT", "/balloon", &balloon);
+    let tap = network::tap();
+    if let Some(tap) = &tap {
+        network::configure(&vmm, tap);
+    }
     let start = Instant::now();
     vmm.action("InstanceStart");
     println!("InstanceStart answered after {:?}", start.elapsed());
@@ -63,10 +74,16 @@ fn a_guest_from_start_to_reboot() {
     println!("the guest was ready after {:?}", start.elapsed());
     assert_eq!(vmm.request("GET", "/", "").1["state"], "Running");
 
-    devices_are_as_configured(&mut vmm);
+    devices_are_as_configured(&mut vmm, tap.is_some());
     state_machine_after_the_start(&vmm);
-    drives_are_swapped(&mut vmm, directory.path());
-    a_failed_swap_changes_nothing(&mut vmm, directory.path());
+    drives::are_swapped(&mut vmm, directory.path());
+    drives::a_failed_swap_changes_nothing(&mut vmm, directory.path());
+    drives::are_swapped_under_load(&mut vmm, directory.path());
+    drives::have_limits(&mut vmm);
+    balloon::gives_memory(&mut vmm);
+    if let Some(tap) = &tap {
+        network::carries_traffic(&mut vmm, tap);
+    }
     pause_and_resume(&mut vmm);
 
     vmm.shell("sync; reboot -f >/dev/null 2>&1 &");
@@ -75,7 +92,8 @@ fn a_guest_from_start_to_reboot() {
     assert!(!vmm.log().contains("panicked"));
 }
 
-fn devices_are_as_configured(vmm: &mut Vmm) {
+fn devices_are_as_configured(vmm: &mut Vmm, network: bool) {
+    assert_eq!(vmm.shell("nproc"), "2");
     let cmdline = vmm.shell("cat /proc/cmdline");
     assert!(
         cmdline.starts_with(
@@ -92,8 +110,11 @@ fn devices_are_as_configured(vmm: &mut Vmm) {
         .map(str::to_owned)
         .collect();
     kinds.sort();
-    // Virtio device types: 2 block, 4 entropy, 0x13 vsock.
-    assert_eq!(kinds, ["0x0002", "0x0002", "0x0002", "0x0004", "0x0013"]);
+    // Virtio device types: 1 network, 2 block, 4 entropy, 5 balloon, 0x13 vsock.
+    let expected = [
+        "0x0001", "0x0002", "0x0002", "0x0002", "0x0004", "0x0005", "0x0013",
+    ];
+    assert_eq!(kinds, expected[usize::from(!network)..]);
 }
 
 fn state_machine_after_the_start(vmm: &Vmm) {
@@ -106,91 +127,18 @@ fn state_machine_after_the_start(vmm: &Vmm) {
         ),
         ("/boot-source", json!({ "kernel_image_path": "k" })),
         ("/vsock", json!({ "guest_cid": 3, "uds_path": "x" })),
+        (
+            "/balloon",
+            json!({ "amount_mib": 1, "deflate_on_oom": true }),
+        ),
+        (
+            "/network-interfaces/x",
+            json!({ "iface_id": "x", "host_dev_name": "x" }),
+        ),
     ] {
         assert_eq!(vmm.fault("PUT", path, &body), post_boot);
     }
     vmm.action("FlushMetrics");
-}
-
-fn drives_are_swapped(vmm: &mut Vmm, directory: &Path) {
-    vmm.patch_drive("ro", "stub.attached");
-    vmm.wait_line("[vdb] new size: 4096 ");
-    vmm.patch_drive("rw", "disk");
-    vmm.wait_line("[vdc] new size: 2048 ");
-    assert_eq!(
-        vmm.shell("head -c 4 /dev/vdb; head -c 4 /dev/vdc; tail -c 4 /dev/vdc"),
-        "IIIIDDDDDDDD"
-    );
-    assert_eq!(
-        vmm.shell("echo x > /dev/vdb 2>/dev/null || echo refused"),
-        "refused"
-    );
-    assert_eq!(
-        vmm.shell("printf hello > /dev/vdc && sync && echo written"),
-        "written"
-    );
-
-    let mut took: Vec<Duration> = Vec::new();
-    for round in 0..10 {
-        for (id, files) in [("ro", ["stub", "image"]), ("rw", ["stub2", "disk"])] {
-            let start = Instant::now();
-            vmm.patch_drive(id, files[round % 2]);
-            took.push(start.elapsed());
-        }
-    }
-    took.sort();
-    println!(
-        "PATCH /drives: median {:?}, longest {:?}",
-        took[10], took[19]
-    );
-    assert_eq!(
-        vmm.shell("cat /sys/block/vdb/size /sys/block/vdc/size"),
-        "4096 2048"
-    );
-    assert_eq!(vmm.shell("head -c 5 /dev/vdc"), "hello");
-
-    let disk = fs::read(directory.join("disk")).unwrap();
-    assert_eq!(disk.len(), (1 << 20) + 100);
-    assert!(disk.starts_with(b"helloDDD") && disk.ends_with(&[b'D'; 100]));
-    assert_eq!(fs::metadata(directory.join("stub")).unwrap().len(), 512);
-    assert_eq!(fs::metadata(directory.join("stub2")).unwrap().len(), 512);
-}
-
-fn a_failed_swap_changes_nothing(vmm: &mut Vmm, directory: &Path) {
-    let fault = vmm.fault(
-        "PATCH",
-        "/drives/rw",
-        &json!({ "drive_id": "rw", "path_on_host": "missing" }),
-    );
-    assert_eq!(
-        fault,
-        "Drive config error: Unable to patch the block device: Block: Virtio backend error: Error manipulating the \
-         backing file: No such file or directory (os error 2) missing Please verify the request arguments."
-    );
-    fs::create_dir(directory.join("dir")).unwrap();
-    vmm.fault(
-        "PATCH",
-        "/drives/ro",
-        &json!({ "drive_id": "ro", "path_on_host": "dir" }),
-    );
-    let fault = vmm.fault(
-        "PATCH",
-        "/drives/no",
-        &json!({ "drive_id": "no", "path_on_host": "disk" }),
-    );
-    assert!(fault.contains("Device not found"), "{fault}");
-    assert_eq!(
-        vmm.shell("cat /sys/block/vdb/size /sys/block/vdc/size"),
-        "4096 2048"
-    );
-    assert_eq!(
-        vmm.shell("head -c 4 /dev/vdb; head -c 5 /dev/vdc"),
-        "IIIIhello"
-    );
-    assert_eq!(
-        vmm.request("GET", "/vm/config", "").1["drives"][2]["path_on_host"],
-        "disk"
-    );
 }
 
 fn pause_and_resume(vmm: &mut Vmm) {

@@ -1,30 +1,28 @@
-//! A running guest: QEMU, its control connection, its console, its drives.
-//!
-//! # How a drive's file is swapped
-//!
-//! QEMU tells a guest that a disk has changed only when the disk's block node is resized, and resizing
-//! really resizes the file behind it. So the guest's processors are stopped for about 2 ms; a node in memory, the
-//! bell, takes the drive's place, is resized to the new file's size, which raises the device's
-//! configuration interrupt, and gives way to the new file's node. No host file is ever resized, read-only
-//! devices work the same way, and the guest never reads from the bell.
+//! A running guest: QEMU, its control connection, its console, its drives, its balloon.
+
+mod balloon;
+mod swap;
+mod throttle;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::console::Console;
 use crate::drive::{DriveFile, DriveMode};
 use crate::initrd;
+use crate::model::RateLimiter;
 use crate::qemu::{
-    self, BELL_NODE, End, Plan, PlannedDrive, Process, QemuError, Qmp, drive_device_id, drive_node,
+    self, End, Plan, PlannedDrive, PlannedInterface, Process, QemuError, Qmp, drive_device_id,
     drive_node_name,
 };
 use crate::resources::Resources;
+use swap::Swap;
 
 /// Bound on the wait for the end of a QEMU that has hung up.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -80,6 +78,17 @@ impl Machine {
             })
             .collect::<io::Result<Vec<_>>>()
             .map_err(preparing("a drive"))?;
+        let interfaces = resources
+            .interfaces()
+            .iter()
+            .map(|interface| {
+                Ok(PlannedInterface {
+                    mac: interface.mac()?,
+                    fd: copy(&interface.tap)?,
+                })
+            })
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(preparing("a network interface"))?;
         let bell =
             memfd_create("bell", MemfdFlags::CLOEXEC).map_err(|error| QemuError::Prepare {
                 what: "drive swaps",
@@ -94,7 +103,9 @@ impl Machine {
             cmdline,
             drives,
             bell: bell.into(),
-            entropy: resources.entropy().is_some(),
+            interfaces,
+            balloon: resources.balloon(),
+            entropy: resources.entropy(),
             vsock,
             qmp: qmp_of_qemu.into(),
             console: console_of_qemu.into(),
@@ -104,7 +115,7 @@ impl Machine {
         // QEMU has its own copies; its end must show as the end of these connections.
         drop(plan);
 
-        let qmp = match run(qmp).await {
+        let qmp = match run(qmp, resources).await {
             Ok(qmp) => qmp,
             // Its last words say more than that it is gone; they come at once, or it has not ended after all.
             Err(QemuError::Gone { command }) => {
@@ -176,6 +187,18 @@ impl Machine {
         self.qmp.execute("send-key", keys).await.map(drop)
     }
 
+    /// Limits the drive with this index; `None` ends its limits.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub async fn limit_drive(
+        &self,
+        index: usize,
+        limiter: Option<RateLimiter>,
+    ) -> Result<(), QemuError> {
+        limit_drive(&self.qmp, index, limiter).await
+    }
+
     /// Puts `new` in place of the file behind the drive with this index, and tells the guest.
     ///
     /// # Errors
@@ -198,9 +221,18 @@ impl Machine {
     }
 }
 
-/// Enters command mode and lets the guest run.
-async fn run(stream: UnixStream) -> Result<Qmp, QemuError> {
+/// Enters command mode, configures what the command line cannot, and lets the guest run.
+async fn run(stream: UnixStream, resources: &Resources) -> Result<Qmp, QemuError> {
     let (qmp, mut events) = Qmp::connect(stream).await?;
+    for (index, drive) in resources.drives().iter().enumerate() {
+        if let Some(limiter) = drive.config.rate_limiter {
+            limit_drive(&qmp, index, Some(limiter)).await?;
+        }
+    }
+    if let Some(balloon) = resources.balloon() {
+        balloon::set_target(&qmp, resources.machine().mem_size_mib, balloon.amount_mib).await?;
+        balloon::set_interval(&qmp, balloon.stats_polling_interval_s).await?;
+    }
     qmp.execute("cont", json!({})).await?;
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
@@ -210,87 +242,16 @@ async fn run(stream: UnixStream) -> Result<Qmp, QemuError> {
     Ok(qmp)
 }
 
-/// One swap under way.
-struct Swap<'a> {
-    qmp: &'a Qmp,
-    /// QOM path of the virtio device.
-    device: String,
-    old_node: &'a str,
-    new_node: &'a str,
-    /// Bytes the guest is to see.
-    size: u64,
-}
-
-impl Swap<'_> {
-    async fn run(&self, new: &DriveFile, mode: DriveMode, running: bool) -> Result<(), QemuError> {
-        self.resize_bell().await?;
-        let added = self
-            .qmp
-            .execute_with("add-fd", json!({}), Some(new.file.as_fd()))
-            .await?;
-        let fdset = added["fdset-id"]
-            .as_i64()
-            .ok_or_else(|| QemuError::Protocol("an answer to add-fd without a set".to_owned()))?;
-        let node = drive_node(self.new_node, fdset, self.size, mode);
-        let opened = self.qmp.execute("blockdev-add", node).await;
-        // An open node has its own copy of the descriptor.
-        self.qmp
-            .execute("remove-fd", json!({ "fdset-id": fdset }))
-            .await?;
-        opened?;
-
-        let attached = self.attach(running).await;
-        let unused = if attached.is_ok() {
-            self.old_node
-        } else {
-            self.new_node
-        };
-        let closed = self
-            .qmp
-            .execute("blockdev-del", json!({ "node-name": unused }))
-            .await;
-        if let Err(error) = closed {
-            // The swap is as it is; what stays open is a descriptor of QEMU's.
-            log::warn!("A drive's unused file stays open: {error}");
-        }
-        attached
-    }
-
-    /// Exchanges the nodes while the guest stands still.
-    async fn attach(&self, running: bool) -> Result<(), QemuError> {
-        if running {
-            self.qmp.execute("stop", json!({})).await?;
-        }
-        let exchanged = self.ring_and_exchange().await;
-        let back = match &exchanged {
-            Ok(()) => Ok(()),
-            Err(_) => self.set_node(self.old_node).await,
-        };
-        if running && back.is_ok() {
-            self.qmp.execute("cont", json!({})).await?;
-        }
-        exchanged.and(back)
-    }
-
-    async fn ring_and_exchange(&self) -> Result<(), QemuError> {
-        self.set_node(BELL_NODE).await?;
-        self.resize_bell().await?;
-        self.set_node(self.new_node).await
-    }
-
-    async fn set_node(&self, node: &str) -> Result<(), QemuError> {
-        let arguments = json!({ "path": self.device, "property": "drive", "value": node });
-        self.qmp.execute("qom-set", arguments).await.map(drop)
-    }
-
-    async fn resize_bell(&self) -> Result<Value, QemuError> {
-        self.qmp
-            .execute(
-                "block_resize",
-                json!({ "node-name": BELL_NODE, "size": self.size }),
-            )
-            .await
-    }
+/// Sets a drive's limits in place of earlier ones.
+async fn limit_drive(
+    qmp: &Qmp,
+    index: usize,
+    limiter: Option<RateLimiter>,
+) -> Result<(), QemuError> {
+    let arguments = throttle::arguments(&drive_device_id(index), limiter);
+    qmp.execute("block_set_io_throttle", arguments)
+        .await
+        .map(drop)
 }
 
 fn socket_pair(what: &'static str) -> Result<(UnixStream, UnixStream), QemuError> {

@@ -1,0 +1,118 @@
+//! Changes to the devices of a running guest.
+
+use super::{Controller, Reply, json};
+use crate::drive::DriveFile;
+use crate::fault::{BalloonDeviceFault, BalloonFault, Fault, NetworkFault, UpdateFault};
+use crate::model::{
+    BalloonStatisticsUpdate, BalloonUpdate, DriveUpdate, NetworkUpdate, RateLimiter,
+};
+
+impl Controller {
+    pub(super) async fn update_drive(&mut self, update: DriveUpdate) -> Result<(), UpdateFault> {
+        let Some(machine) = &mut self.machine else {
+            return Err(UpdateFault::DeviceNotFound);
+        };
+        let drives = self.resources.drives();
+        let index = drives
+            .iter()
+            .position(|drive| drive.config.drive_id == update.drive_id)
+            .ok_or(UpdateFault::DeviceNotFound)?;
+        if update.path_on_host.is_none() && update.rate_limiter.is_none() {
+            // Without anything to change, Firecracker takes it for the other kind of drive.
+            return Err(UpdateFault::DifferentBackend);
+        }
+        if let Some(path) = update.path_on_host {
+            let new = DriveFile::open(&path, drives[index].read_only())?;
+            machine.swap_drive(index, &new).await?;
+            self.resources.note_swap(index, path, new);
+        }
+        if let Some(limiter) = update.rate_limiter {
+            let config = &self.resources.drives()[index].config;
+            let limiter = config.rate_limiter.unwrap_or_default().updated(limiter);
+            machine.limit_drive(index, limiter).await?;
+            self.resources.note_limiter(index, limiter);
+        }
+        Ok(())
+    }
+
+    /// Only limiters can be changed, and those are not offered.
+    pub(super) fn update_interface(&self, update: &NetworkUpdate) -> Result<(), Fault> {
+        let known = self
+            .resources
+            .interfaces()
+            .iter()
+            .any(|interface| interface.config.iface_id == update.iface_id);
+        if !known {
+            return Err(NetworkFault::Update(UpdateFault::DeviceNotFound).into());
+        }
+        let limits = [update.rx_rate_limiter, update.tx_rate_limiter]
+            .into_iter()
+            .flatten()
+            .any(|limiter| RateLimiter::effective(limiter).is_some());
+        if limits {
+            return Err(NetworkFault::LimiterNotOffered.into());
+        }
+        Ok(())
+    }
+
+    pub(super) fn balloon(&self) -> Result<Reply, Fault> {
+        match self.resources.balloon() {
+            Some(balloon) => Ok(json(balloon)),
+            None if self.machine.is_some() => {
+                Err(Fault::BalloonRead(BalloonDeviceFault::DeviceNotFound))
+            }
+            None => Err(BalloonFault::DeviceNotFound.into()),
+        }
+    }
+
+    pub(super) async fn balloon_statistics(&self) -> Result<Reply, BalloonDeviceFault> {
+        let (Some(machine), Some(balloon)) = (&self.machine, self.resources.balloon()) else {
+            return Err(BalloonDeviceFault::DeviceNotFound);
+        };
+        if balloon.stats_polling_interval_s == 0 {
+            return Err(BalloonDeviceFault::StatisticsDisabled);
+        }
+        let memory = self.resources.machine().mem_size_mib;
+        let statistics = machine
+            .balloon_statistics(memory, balloon.amount_mib)
+            .await?;
+        Ok(json(&statistics))
+    }
+
+    pub(super) async fn update_balloon(
+        &mut self,
+        update: BalloonUpdate,
+    ) -> Result<(), BalloonDeviceFault> {
+        let memory = self.resources.machine().mem_size_mib;
+        let (Some(machine), Some(balloon)) = (&self.machine, self.resources.balloon_mut()) else {
+            return Err(BalloonDeviceFault::DeviceNotFound);
+        };
+        if update.amount_mib as usize > memory {
+            return Err(BalloonDeviceFault::TooMuchMemoryRequested(
+                update.amount_mib,
+            ));
+        }
+        machine.set_balloon(memory, update.amount_mib).await?;
+        balloon.amount_mib = update.amount_mib;
+        Ok(())
+    }
+
+    pub(super) async fn update_balloon_statistics(
+        &mut self,
+        update: BalloonStatisticsUpdate,
+    ) -> Result<(), BalloonDeviceFault> {
+        let (Some(machine), Some(balloon)) = (&self.machine, self.resources.balloon_mut()) else {
+            return Err(BalloonDeviceFault::DeviceNotFound);
+        };
+        let seconds = update.stats_polling_interval_s;
+        if seconds == balloon.stats_polling_interval_s {
+            return Ok(());
+        }
+        if seconds == 0 || balloon.stats_polling_interval_s == 0 {
+            return Err(BalloonDeviceFault::StatisticsStateChange);
+        }
+        machine.set_statistics_interval(seconds).await?;
+        balloon.stats_polling_interval_s = seconds;
+        Ok(())
+    }
+}

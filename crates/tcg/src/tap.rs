@@ -1,0 +1,74 @@
+//! The host's tap devices.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::fault::TapFault;
+
+/// Opens the tap device `name`, as Firecracker does: it is made if it does not exist and we may, and it goes with
+/// the last descriptor unless it is persistent. Frames come with a `virtio_net_hdr` in front.
+///
+/// # Errors
+/// There is no `/dev/net/tun`, the name is too long, or the device is busy or not ours to use.
+pub fn open(name: &str) -> Result<File, TapFault> {
+    let tun = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .map_err(TapFault::OpenTun)?;
+    // SAFETY: an all-zero `ifreq` is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays NUL.
+    if name.len() >= request.ifr_name.len() {
+        return Err(TapFault::InvalidName);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(|_| TapFault::InvalidName)?;
+    // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq`, which outlives the call.
+    if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } == -1 {
+        return Err(TapFault::Attach {
+            error: io::Error::last_os_error(),
+            name: name.to_owned(),
+        });
+    }
+    Ok(tun)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_a_limit() {
+        match open("a-name-of-16-byt") {
+            Err(TapFault::OpenTun(error)) => println!("SKIPPED: /dev/net/tun: {error}"),
+            Err(TapFault::InvalidName) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_device_has_one_user() {
+        let first = match open("fctcg-unit") {
+            Ok(first) => first,
+            Err(error) => {
+                println!("SKIPPED: no tap device can be made: {error}");
+                return;
+            }
+        };
+        let error = open("fctcg-unit").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "Error while creating ifreq structure: Device or resource busy (os error 16). Invalid TUN/TAP Backend \
+             provided by fctcg-unit. Check our documentation on setting up the network devices."
+        );
+        drop(first);
+        open("fctcg-unit").unwrap();
+    }
+}

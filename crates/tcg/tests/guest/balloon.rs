@@ -1,0 +1,61 @@
+//! The balloon of a running guest.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::Vmm;
+
+/// Bound on the guest's driver, which works once a second or so.
+const BOUND: Duration = Duration::from_secs(30);
+
+fn statistics(vmm: &Vmm) -> Value {
+    let (status, body) = vmm.request("GET", "/balloon/statistics", "");
+    assert_eq!(status, 200, "{body}");
+    body
+}
+
+fn wait_for(vmm: &Vmm, what: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + BOUND;
+    loop {
+        let statistics = statistics(vmm);
+        if what(&statistics) {
+            return statistics;
+        }
+        assert!(Instant::now() < deadline, "{statistics}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+pub fn gives_memory(vmm: &mut Vmm) {
+    // The size that was configured before the start.
+    let told = wait_for(vmm, |it| {
+        it["actual_mib"] == 8 && it["total_memory"].is_u64()
+    });
+    assert_eq!(told["target_pages"], 8 * 256);
+    assert!(told["free_memory"].as_u64().unwrap() > 1 << 20, "{told}");
+
+    let free = |vmm: &mut Vmm| -> i64 {
+        let kib = vmm.shell("grep MemFree /proc/meminfo | tr -dc 0-9");
+        kib.parse().unwrap()
+    };
+    let before = free(vmm);
+    vmm.ok("PATCH", "/balloon", &json!({ "amount_mib": 32 }));
+    wait_for(vmm, |it| it["actual_mib"] == 32);
+    let taken = before - free(vmm);
+    assert!(taken > 16 * 1024, "{taken} KiB");
+    assert_eq!(vmm.request("GET", "/balloon", "").1["amount_mib"], 32);
+    vmm.ok("PATCH", "/balloon", &json!({ "amount_mib": 0 }));
+    wait_for(vmm, |it| it["actual_mib"] == 0);
+
+    let interval = |seconds| json!({ "stats_polling_interval_s": seconds });
+    vmm.ok("PATCH", "/balloon/statistics", &interval(2));
+    assert_eq!(
+        vmm.fault("PATCH", "/balloon/statistics", &interval(0)),
+        "Balloon update error: Balloon: Statistics cannot be enabled/disabled after activation."
+    );
+    assert_eq!(
+        vmm.fault("PATCH", "/balloon", &json!({ "amount_mib": 129 })),
+        "Balloon update error: Balloon: Requested memory should be less than 129MiB"
+    );
+}
