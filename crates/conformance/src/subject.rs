@@ -1,0 +1,106 @@
+//! The VMMs to test, and what they boot.
+//!
+//! | variable             | what                                                                              |
+//! |----------------------|-----------------------------------------------------------------------------------|
+//! | `FC_BIN_DIR`         | directory of `firecracker-tcg`; without it the one this program was built beside   |
+//! | `FC_GUEST_DIR`       | output of `firecracker-image`: kernel and modules for `firecracker-tcg`            |
+//! | `FIRECRACKER_BIN`    | a real `firecracker`, if there is one                                             |
+//! | `FIRECRACKER_KERNEL` | its kernel, an uncompressed one with virtio and serial drivers built in            |
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::initrd;
+
+/// A VMM under test.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// What it is called in the tests' names.
+    pub name: &'static str,
+    /// Its binary, or why there is none.
+    pub binary: Result<PathBuf, String>,
+    /// What it boots, or why it cannot here.
+    pub guest: Result<GuestFiles, String>,
+}
+
+/// What a guest is made of.
+#[derive(Clone, Debug)]
+pub struct GuestFiles {
+    /// An uncompressed kernel.
+    pub kernel: PathBuf,
+    /// An initrd with the kernel's modules; none if everything is built in.
+    pub base_initrd: Option<PathBuf>,
+    /// A root image with the rest of the kernel's modules, in EROFS.
+    pub rootfs: Option<PathBuf>,
+}
+
+impl Subject {
+    /// `firecracker-tcg` of this build. `test_program` is the path of the running test.
+    #[must_use]
+    pub fn emulated(test_program: &Path) -> Self {
+        let binary = match env::var_os("FC_BIN_DIR") {
+            Some(directory) => PathBuf::from(directory),
+            // target/<triple>/<profile>/deps/<test>
+            None => test_program
+                .ancestors()
+                .nth(2)
+                .map(PathBuf::from)
+                .unwrap_or_default(),
+        }
+        .join("firecracker-tcg");
+        Self {
+            name: "firecracker-tcg",
+            binary: existing(&binary),
+            guest: emulated_guest(),
+        }
+    }
+
+    /// The machine's `firecracker`.
+    #[must_use]
+    pub fn real() -> Self {
+        let binary = match env::var_os("FIRECRACKER_BIN") {
+            Some(path) => existing(Path::new(&path)),
+            None => Err("FIRECRACKER_BIN names no firecracker".into()),
+        };
+        Self {
+            name: "firecracker",
+            binary,
+            guest: real_guest(),
+        }
+    }
+}
+
+fn emulated_guest() -> Result<GuestFiles, String> {
+    let directory = env::var_os("FC_GUEST_DIR").ok_or("FC_GUEST_DIR names no guest image")?;
+    let directory = PathBuf::from(directory);
+    let qemu = env::var_os("FIRECRACKER_TCG_QEMU").unwrap_or("qemu-system-x86_64".into());
+    let mut version = Command::new(&qemu);
+    version.arg("--version").stdout(Stdio::null());
+    if version.status().is_err() {
+        return Err(format!("{} is not installed", qemu.display()));
+    }
+    existing(Path::new(initrd::BUSYBOX)).map_err(|why| why + ": install busybox-static")?;
+    Ok(GuestFiles {
+        kernel: existing(&directory.join("default-vmlinux.bin"))?,
+        base_initrd: Some(existing(&directory.join("default-initrd.img"))?),
+        rootfs: Some(existing(&directory.join("default-rootfs.img"))?),
+    })
+}
+
+fn real_guest() -> Result<GuestFiles, String> {
+    let kernel = env::var_os("FIRECRACKER_KERNEL").ok_or("FIRECRACKER_KERNEL names no kernel")?;
+    existing(Path::new("/dev/kvm"))?;
+    existing(Path::new(initrd::BUSYBOX)).map_err(|why| why + ": install busybox-static")?;
+    Ok(GuestFiles {
+        kernel: existing(Path::new(&kernel))?,
+        base_initrd: None,
+        rootfs: None,
+    })
+}
+
+/// The absolute path of what must exist: the VMM has a working directory of its own.
+fn existing(path: &Path) -> Result<PathBuf, String> {
+    path.canonicalize()
+        .map_err(|error| format!("no {}: {error}", path.display()))
+}

@@ -1,0 +1,159 @@
+//! One conformance suite for every VMM that speaks Firecracker's API.
+//!
+//! A VMM is driven through its command line, its API and its guest's console only, and what is expected is what
+//! Firecracker 1.15 does. The environment names the VMMs ([`fc_conformance::subject`]); what a machine or a VMM
+//! lacks makes its cases `ignored`, with the reason in the test's kind. Where `firecracker-tcg` is known to
+//! differ, [`DIFFERENCES`] says so, and that counts as skipped too.
+
+mod before_start;
+mod command_line;
+mod configuration;
+mod devices;
+mod drives;
+mod ends;
+mod http;
+mod output;
+mod requests;
+mod running;
+mod typed;
+mod vsock;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fc_conformance::subject::{GuestFiles, Subject};
+use libtest_mimic::{Arguments, Trial};
+
+use running::Guest;
+
+/// A case that starts what it needs, without a guest.
+type OnBinary = fn(&Path);
+/// A case on the running guest that those of its kind share, in their order.
+type OnGuest = fn(&mut Guest);
+/// A case that boots and ends a guest of its own.
+type OnFiles = fn(&Path, &GuestFiles);
+
+/// Cases that `firecracker-tcg` does not pass, and why that is so.
+const DIFFERENCES: &[(&str, &str)] = &[
+    (
+        "configuration::cpu_template_that_is_none",
+        "any template is refused, but not as bad JSON",
+    ),
+    (
+        "configuration::drive_without_is_read_only_is_writable",
+        "the API description requires the field",
+    ),
+    (
+        "running::clock_goes_on_through_a_pause",
+        "the guest's clock stands still while it is paused",
+    ),
+];
+
+fn main() {
+    let mut args = Arguments::from_args();
+    // The cases on the running guest build on each other, and guests under emulation are slow enough alone.
+    args.test_threads = Some(1);
+    let test_program = std::env::current_exe().expect("a program knows its path");
+    let subjects = [Subject::emulated(&test_program), Subject::real()];
+    let trials = subjects
+        .into_iter()
+        .flat_map(|subject| trials(subject, args.list));
+    libtest_mimic::run(&args, trials.collect()).exit();
+}
+
+fn trials(subject: Subject, list_only: bool) -> Vec<Trial> {
+    let binary = subject.binary.clone();
+    let guest = subject.binary.clone().and(subject.guest.clone());
+    let offers = match &binary {
+        Ok(binary) if !list_only => devices::Offers::ask(binary),
+        Ok(_) => devices::Offers::unknown("only listed"),
+        Err(why) => devices::Offers::unknown(why),
+    };
+    let shared: Arc<Mutex<Option<Guest>>> = Arc::default();
+    let mut trials = Vec::new();
+
+    let without_guest = [
+        command_line::CASES,
+        http::CASES,
+        requests::CASES,
+        configuration::CASES,
+        before_start::CASES,
+        output::CASES,
+        typed::CASES,
+    ];
+    for (name, case) in without_guest.into_iter().flatten().copied() {
+        let needs = binary.clone().map(drop);
+        let binary = binary.clone().unwrap_or_default();
+        trials.push(trial(&subject, name, needs, move || case(&binary)));
+    }
+    for (name, kind, case) in devices::BEFORE_START.iter().copied() {
+        let binary = binary.clone().unwrap_or_default();
+        let needs = offers.of(kind);
+        trials.push(trial(&subject, name, needs, move || case(&binary)));
+    }
+
+    let on_guest = [running::CASES, drives::CASES, vsock::CASES]
+        .into_iter()
+        .flatten()
+        .map(|(name, case)| (*name, guest.clone().map(drop), *case));
+    let on_devices = devices::RUNNING.iter().map(|(name, kind, case)| {
+        let drivers = guest.clone().and_then(|files| match files.rootfs {
+            Some(_) => Ok(()),
+            None => Err("the guest's drivers for it are unknown".into()),
+        });
+        (*name, drivers.and(offers.of(*kind)), *case)
+    });
+    let last = running::LAST
+        .iter()
+        .map(|(name, case)| (*name, guest.clone().map(drop), *case));
+    for (name, needs, case) in on_guest.chain(on_devices).chain(last) {
+        let (shared, guest) = (Arc::clone(&shared), guest.clone());
+        let (binary, offers) = (binary.clone().unwrap_or_default(), offers.clone());
+        trials.push(trial(&subject, name, needs, move || {
+            // A case that failed leaves the guest to the others.
+            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            let files = guest.unwrap_or_else(|why| panic!("{why}"));
+            let guest = shared.get_or_insert_with(|| Guest::boot(&binary, &files, &offers));
+            case(guest);
+        }));
+    }
+
+    for (name, case) in ends::CASES.iter().copied() {
+        let (binary, guest) = (binary.clone().unwrap_or_default(), guest.clone());
+        let needs = guest.clone().map(drop);
+        trials.push(trial(&subject, name, needs, move || {
+            case(&binary, &guest.unwrap_or_else(|why| panic!("{why}")));
+        }));
+    }
+    trials
+}
+
+fn trial(
+    subject: &Subject,
+    name: &str,
+    needs: Result<(), String>,
+    case: impl FnOnce() + Send + 'static,
+) -> Trial {
+    let differs = DIFFERENCES
+        .iter()
+        .find(|(case, _)| *case == name && subject.name == "firecracker-tcg")
+        .map(|(_, why)| format!("it differs: {why}"));
+    let skip = differs.or(needs.err());
+    let kind = match &skip {
+        Some(why) => format!("SKIPPED: {}: {why}", subject.name),
+        None => subject.name.to_owned(),
+    };
+    Trial::test(name, move || {
+        case();
+        Ok(())
+    })
+    .with_kind(kind)
+    .with_ignored_flag(skip.is_some())
+}
+
+/// A directory for a VMM, and the path of a file of `size` bytes, all `byte`, in it.
+fn file(directory: &Path, name: &str, size: usize, byte: u8) -> PathBuf {
+    let path = directory.join(name);
+    std::fs::write(&path, vec![byte; size]).expect("a file can be written");
+    path
+}

@@ -1,0 +1,239 @@
+//! A guest that runs: states, kernel arguments, metrics, pause, the end by a reboot.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fc_conformance::initrd;
+use fc_conformance::subject::GuestFiles;
+use fc_conformance::vmm::Vmm;
+use serde_json::{Value, json};
+
+use crate::devices::{self, Offers};
+use crate::{OnGuest, drives, vsock};
+
+pub const CASES: &[(&str, OnGuest)] = &[
+    ("running::state_and_configuration", state_and_configuration),
+    ("running::kernel_arguments", kernel_arguments),
+    (
+        "running::second_start_and_configuration_are_refused",
+        refused,
+    ),
+    ("running::metrics", metrics),
+    ("running::pause_and_resume", pause_and_resume),
+    ("running::clock_goes_on_through_a_pause", clock),
+];
+
+/// What ends the guest comes last.
+pub const LAST: &[(&str, OnGuest)] = &[("running::reboot_ends_with_0", reboot)];
+
+/// The original runtime's default arguments.
+pub const ARGS: &str = "console=ttyS0 noapic reboot=k panic=1 pci=off nomodules rw";
+
+/// The guest that most cases share.
+pub struct Guest {
+    /// Its VMM.
+    pub vmm: Vmm,
+    /// The VMM's directory and everything in it; removed after the VMM's end.
+    pub directory: tempfile::TempDir,
+    /// What had to exist on the host before.
+    _host: Option<devices::Tap>,
+}
+
+impl Guest {
+    /// Configures and boots it as the runtime does: request by request.
+    pub fn boot(binary: &Path, files: &GuestFiles, offers: &Offers) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let vmm = Vmm::start(
+            binary,
+            directory.path(),
+            &["--log-path", "log", "--level", "Debug"],
+        );
+        vmm.accept("PUT", "/metrics", &json!({ "metrics_path": "metrics" }));
+        vmm.accept(
+            "PUT",
+            "/machine-config",
+            &json!({ "vcpu_count": 1, "mem_size_mib": 192 }),
+        );
+        vmm.accept("PUT", "/boot-source", &boot_source(directory.path(), files));
+        drives::configure(&vmm, files);
+        vmm.accept(
+            "PUT",
+            "/vsock",
+            &json!({ "guest_cid": 3, "uds_path": vsock::SOCKET }),
+        );
+        vmm.accept("PUT", "/entropy", &json!({}));
+        let tap = devices::configure(&vmm, offers);
+        vmm.action("InstanceStart");
+        let mut guest = Self {
+            vmm,
+            directory,
+            _host: tap,
+        };
+        guest.vmm.wait_line("READY");
+        guest
+    }
+
+    /// Runs a shell command in the guest; its output with blanks for line ends.
+    pub fn shell(&mut self, command: &str) -> String {
+        self.vmm.shell(command)
+    }
+
+    /// Waits in the guest until a shell command prints `expected`.
+    pub fn wait_for(&mut self, command: &str, expected: &str) {
+        self.shell(&format!(
+            "until [ \"$({command})\" = '{expected}' ]; do sleep 0.1; done"
+        ));
+    }
+}
+
+/// A boot source of the suite's own guest, made in `directory`.
+pub fn boot_source(directory: &Path, files: &GuestFiles) -> Value {
+    let base = match &files.base_initrd {
+        Some(path) => std::fs::read(path).unwrap(),
+        None => Vec::new(),
+    };
+    let program = Path::new(env!("CARGO_BIN_EXE_conformance-guest"));
+    std::fs::write(directory.join("initrd"), initrd::make(&base, program)).unwrap();
+    json!({ "kernel_image_path": files.kernel, "initrd_path": "initrd", "boot_args": ARGS })
+}
+
+fn state_and_configuration(guest: &mut Guest) {
+    let vmm = &guest.vmm;
+    let info = vmm.get("/");
+    assert_eq!(
+        (&info["state"], &info["id"]),
+        (&json!("Running"), &json!("conformance-1"))
+    );
+    assert_eq!(vmm.get("/machine-config")["mem_size_mib"], 192);
+    let config = vmm.get("/vm/config");
+    assert_eq!(config["boot-source"]["boot_args"], ARGS);
+    assert_eq!(
+        config["vsock"],
+        json!({ "guest_cid": 3, "uds_path": vsock::SOCKET })
+    );
+    // Memory that the kernel does not keep for itself.
+    let memory: u64 = guest
+        .shell("grep MemTotal /proc/meminfo | tr -dc 0-9")
+        .parse()
+        .unwrap();
+    assert!((96 * 1024..192 * 1024).contains(&memory), "{memory} KiB");
+    assert_eq!(guest.shell("grep -c ^processor /proc/cpuinfo"), "1");
+}
+
+/// A VMM may add to them, and leave out what keeps its machine from booting.
+fn kernel_arguments(guest: &mut Guest) {
+    let line = guest.shell("cat /proc/cmdline");
+    let words: Vec<_> = line.split(' ').collect();
+    for word in ARGS.split(' ').filter(|word| *word != "noapic") {
+        assert!(words.contains(&word), "no {word} in {line}");
+    }
+    let root = words.iter().position(|word| *word == "root=/dev/vda");
+    let root = root.unwrap_or_else(|| panic!("no root device in {line}"));
+    assert_eq!(words.get(root + 1), Some(&"ro"), "{line}");
+    // The root device's alone counts.
+    assert!(!line.contains("PARTUUID"), "{line}");
+}
+
+fn refused(guest: &mut Guest) {
+    let drive = json!({ "drive_id": "n", "path_on_host": "stub", "is_root_device": false, "is_read_only": true });
+    for (method, path, body) in [
+        ("PUT", "/actions", json!({ "action_type": "InstanceStart" })),
+        (
+            "PUT",
+            "/machine-config",
+            json!({ "vcpu_count": 1, "mem_size_mib": 128 }),
+        ),
+        ("PATCH", "/machine-config", json!({ "vcpu_count": 2 })),
+        ("PUT", "/boot-source", json!({ "kernel_image_path": "k" })),
+        ("PUT", "/drives/n", drive),
+        ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "x" })),
+        ("PUT", "/entropy", json!({})),
+        ("PUT", "/logger", json!({ "level": "Info" })),
+        ("PUT", "/metrics", json!({ "metrics_path": "other" })),
+    ] {
+        assert_eq!(
+            guest.vmm.refuse(method, path, &body),
+            "The requested operation is not supported after starting the microVM.",
+            "{method} {path}"
+        );
+    }
+    // Whether it is a request at all is looked at first.
+    let fault = guest
+        .vmm
+        .refuse("PUT", "/machine-config", &json!({ "vcpu_count": 1 }));
+    assert!(fault.contains("missing field `mem_size_mib`"), "{fault}");
+}
+
+/// One JSON object per line, with the growth since the line before.
+fn metrics(guest: &mut Guest) {
+    let lines = |guest: &Guest| -> Vec<Value> {
+        let text = std::fs::read_to_string(guest.directory.path().join("metrics")).unwrap();
+        let parse =
+            |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        text.lines().map(parse).collect()
+    };
+    guest.vmm.action("FlushMetrics");
+    let first = lines(guest);
+    guest.vmm.action("FlushMetrics");
+    let second = lines(guest);
+    assert_eq!(second.len(), first.len() + 1);
+    assert_eq!(second[..first.len()], first);
+    let sum = |lines: &[Value], group: &str, name: &str| -> u64 {
+        lines
+            .iter()
+            .filter_map(|line| line[group][name].as_u64())
+            .sum()
+    };
+    assert!(sum(&first, "put_api_requests", "boot_source_count") >= 1);
+    assert!(sum(&first, "put_api_requests", "drive_count") >= 3);
+    assert!(sum(&first, "put_api_requests", "actions_count") >= 2);
+    let last = &second[first.len()];
+    assert_eq!(last["put_api_requests"]["actions_count"], 1, "{last}");
+    assert_eq!(last["put_api_requests"]["drive_count"], 0, "{last}");
+    let time = last["utc_timestamp_ms"].as_u64().unwrap();
+    assert!(time > 1_600_000_000_000, "{time}");
+}
+
+fn pause_and_resume(guest: &mut Guest) {
+    let pause = json!({ "state": "Paused" });
+    let resume = json!({ "state": "Resumed" });
+    guest.shell("true");
+    for _ in 0..2 {
+        guest.vmm.accept("PATCH", "/vm", &pause);
+        assert_eq!(guest.vmm.state(), "Paused");
+    }
+    guest.vmm.type_line("echo AWAKE");
+    assert!(guest.vmm.is_silent(Duration::from_millis(700)));
+    for _ in 0..2 {
+        guest.vmm.accept("PATCH", "/vm", &resume);
+        assert_eq!(guest.vmm.state(), "Running");
+    }
+    guest.vmm.wait_line("AWAKE");
+}
+
+fn clock(guest: &mut Guest) {
+    let uptime =
+        |guest: &mut Guest| -> f64 { guest.shell("cut -d ' ' -f 1 /proc/uptime").parse().unwrap() };
+    let before = uptime(guest);
+    let start = Instant::now();
+    guest
+        .vmm
+        .accept("PATCH", "/vm", &json!({ "state": "Paused" }));
+    std::thread::sleep(Duration::from_secs(2));
+    guest
+        .vmm
+        .accept("PATCH", "/vm", &json!({ "state": "Resumed" }));
+    let after = uptime(guest);
+    let (guest_time, host_time) = (after - before, start.elapsed().as_secs_f64());
+    // A shell command on a busy machine may take most of a second.
+    assert!(
+        (host_time - guest_time).abs() < 1.0,
+        "{guest_time} s passed in the guest, {host_time} s on the host"
+    );
+}
+
+fn reboot(guest: &mut Guest) {
+    guest.vmm.type_line("sync; reboot -f");
+    let status = guest.vmm.wait();
+    assert_eq!(status.code(), Some(0), "{status}");
+}
