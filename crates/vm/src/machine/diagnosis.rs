@@ -42,7 +42,8 @@ impl std::fmt::Display for Cause {
 const INITRD: &str = "firecracker-initrd: ";
 /// Prefix of our agent's messages on the console.
 const AGENT: &str = "firecracker-agent: ";
-const PANIC: &str = "Kernel panic - not syncing: ";
+/// How the kernel's message of a panic begins.
+pub const PANIC: &str = "Kernel panic - not syncing: ";
 
 /// Reads the cause of a guest's end from its last console lines; `None` when they tell nothing.
 #[must_use]

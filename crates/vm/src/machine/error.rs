@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fc_client::host::kvm::Kvm;
 
-use super::diagnosis::diagnose;
+use super::diagnosis::{PANIC, diagnose};
 use super::guest::GuestError;
 use super::preflight::PreflightError;
 use super::spec::SpecError;
@@ -33,7 +33,11 @@ pub enum BootError {
     #[error(transparent)]
     Api(#[from] fc_client::ApiError),
     /// The VMM failed on a host whose KVM is not what it needs.
-    #[error("The VMM {} needs KVM, and {kvm}", vmm.display())]
+    #[error(
+        "The VMM {} needs KVM, and {kvm}; firecracker-tcg does without (configuration key \
+         firecracker_binary_path)",
+        vmm.display()
+    )]
     Kvm {
         /// The VMM.
         vmm: PathBuf,
@@ -103,10 +107,17 @@ impl From<fc_client::LaunchError> for BootError {
 pub struct Console(Vec<String>);
 
 impl Console {
-    /// Keeps the last of `lines`.
+    /// Keeps what tells something: not the registers and the call trace after a panic, and the
+    /// VMM's own log lines only when the guest said nothing.
     #[must_use]
     pub fn new(mut lines: Vec<String>) -> Self {
-        lines.retain(|l| !l.trim().is_empty());
+        lines.retain(|line| !line.trim().is_empty());
+        if let Some(panic) = lines.iter().position(|line| line.contains(PANIC)) {
+            lines.truncate(panic + 1);
+        }
+        if lines.iter().any(|line| !is_vmm_log(line)) {
+            lines.retain(|line| !is_vmm_log(line));
+        }
         Self(lines)
     }
 }
@@ -122,6 +133,17 @@ impl std::fmt::Display for Console {
         }
         Ok(())
     }
+}
+
+/// Whether a line is of Firecracker's log, `2026-01-31T12:34:56.123456789 [id:thread] ...`, which
+/// shares its output with the console until a log file is configured.
+fn is_vmm_log(line: &str) -> bool {
+    let mut words = line.split(' ');
+    let time = words.next().unwrap_or_default().as_bytes();
+    time.len() > 20
+        && time[4] == b'-'
+        && time[10] == b'T'
+        && words.next().is_some_and(|word| word.starts_with('['))
 }
 
 /// The cause that the console shows, as the beginning of a sentence.
@@ -172,6 +194,26 @@ mod tests {
             error.to_string(),
             "The initrd gave up: No root= given. The VMM ended while the guest booted: exit status: 0; \
              the guest's last console lines:\n  [ 0.1] booting\n  firecracker-initrd: No root= given"
+        );
+    }
+
+    #[test]
+    fn the_console_is_what_the_guest_said() {
+        let lines = [
+            "2026-11-21T19:42:34.413091955 [vm:main] Listening on API socket (\"firecracker.sock\").",
+            "crashing-agent: giving up",
+            "[    2.5] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000300",
+            "[    2.6] RIP: 0033:0x7fcb7db15489",
+        ]
+        .map(str::to_owned);
+        let only_log = Console::new(lines[..1].to_vec());
+        assert!(only_log.to_string().contains("Listening"));
+        assert_eq!(
+            Console::new(lines.to_vec()).to_string(),
+            format!(
+                "; the guest's last console lines:\n  {}\n  {}",
+                lines[1], lines[2]
+            )
         );
     }
 
