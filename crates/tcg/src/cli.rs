@@ -53,6 +53,9 @@ pub struct Cli {
     /// Print Firecracker's version whose API this follows, and our own.
     #[arg(long)]
     pub version: bool,
+    /// Print the paths that a jail must show to firecracker-tcg, for `firecracker-tcg.jail.json` beside it.
+    #[arg(long)]
+    pub print_jail_paths: bool,
 
     /// Taken and not needed: QEMU runs under its own system call filter, which stays on.
     #[arg(long)]

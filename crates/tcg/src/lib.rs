@@ -4,7 +4,7 @@
 //! vsock sockets and exit codes; the guest runs in a QEMU microvm under TCG. QEMU starts at `InstanceStart` and
 //! never outlives this process.
 //!
-//! - [`cli`], [`run`]: the program. [`exit`]: its exit codes. [`logger`], [`metrics`]: its output.
+//! - [`cli`], [`run`]: the program. [`exit`]: its exit codes. [`jail`]: what a jail must show it. [`logger`], [`metrics`]: its output.
 //! - [`api`]: HTTP; [`model`]: the bodies; [`fault`]: the failures.
 //! - [`controller`]: what is allowed when; [`resources`], [`drive`], [`interface`], [`tap`], [`vsock`]: the configuration
 //!   before the start.
@@ -23,6 +23,7 @@ pub mod exit;
 pub mod fault;
 pub mod initrd;
 pub mod interface;
+pub mod jail;
 pub mod kernel_image;
 pub mod logger;
 pub mod machine;

@@ -17,7 +17,7 @@ use crate::controller::{Controller, FIRECRACKER_VERSION, GuestEnd};
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::model::{MetricsConfig, VmConfig};
-use crate::{logger, metrics, tsc};
+use crate::{jail, logger, metrics, tsc};
 
 /// Why the process ends without success.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,9 @@ pub fn main() -> Exit {
         );
         return Exit::Ok;
     }
+    if cli.print_jail_paths {
+        return print_jail_paths();
+    }
     match run(&cli, start) {
         Ok(()) => {
             log::info!("Firecracker exiting successfully. exit_code=0");
@@ -93,6 +96,19 @@ pub fn main() -> Exit {
             eprintln!("Error: {error}");
             log::error!("Firecracker exiting with error. exit_code={}", exit as u8);
             exit
+        }
+    }
+}
+
+fn print_jail_paths() -> Exit {
+    match jail::paths() {
+        Ok(paths) => {
+            println!("{:#}", serde_json::json!(paths));
+            Exit::Ok
+        }
+        Err(error) => {
+            eprintln!("Error: {error}");
+            Exit::Generic
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod drives;
+mod jail;
 mod network;
 #[path = "../support/mod.rs"]
 mod support;

@@ -33,6 +33,12 @@ impl Vmm {
 
     pub fn start_with(directory: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = Self::command();
+        prepare(&mut command);
+        Self::start_in(directory, command)
+    }
+
+    /// Starts `command`, which is the program in some wrapping, in `directory`.
+    pub fn start_in(directory: &Path, mut command: Command) -> Self {
         command
             .args([
                 "--api-sock",
@@ -47,7 +53,6 @@ impl Vmm {
             .current_dir(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        prepare(&mut command);
         let mut child = command.spawn().unwrap();
         let stdin = child.stdin.take().unwrap();
         let stdout = child.stdout.take().unwrap();
