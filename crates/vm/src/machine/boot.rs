@@ -196,7 +196,8 @@ async fn agent(
     let vsock = vm_dir.join(dir::VSOCK);
     let poll = async {
         tokio::time::sleep(POLL_AFTER).await;
-        Guest::poll(&vsock, vm_dir.namespace(), deadline).await
+        // Longer than the caller waits: that bound is the one to be reported.
+        Guest::poll(&vsock, vm_dir.namespace(), deadline + POLL_AFTER).await
     };
     let (mut guest, announced) = tokio::select! {
         biased;
