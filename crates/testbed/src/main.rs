@@ -100,7 +100,7 @@ fn run(args: &Args) -> Result<ExitStatus, RunError> {
     let guest = args.guest.canonicalize().map_err(io(&args.guest))?;
 
     let vmm = fc_client::host::vmm::choose(args.vmm.as_deref())?;
-    println!("VMM: {} ({})", vmm.path.display(), vmm.reason);
+    println!("VMM: {}", vmm.reason);
     if let Some(hint) = &vmm.hint {
         println!("     {hint}");
     }
