@@ -1,9 +1,10 @@
-//! The guest's serial console: its output to standard output, standard input to it.
+//! The guest's serial console: its output to standard output or a file, standard input to it.
 //!
 //! Two threads with blocking reads and writes, since standard output may be anything: a full pipe stops
 //! only this copying, and QEMU then drops the guest's output rather than stop the guest. On the way the
 //! output is searched for the kernel's last words, which tell a panic from a reboot.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -35,33 +36,39 @@ pub struct Console {
 }
 
 impl Console {
-    /// Starts copying between `guest` and the process's standard input and output. A terminal is put into
-    /// raw mode for as long as the console lives, as Firecracker does: the guest's own terminal line
-    /// discipline echoes and handles Ctrl-C.
+    /// Starts copying the guest's output to `output`; or, without one, between the guest and the process's
+    /// standard input and output. A terminal is then put into raw mode for as long as the console lives, as
+    /// Firecracker does: the guest's own terminal line discipline echoes and handles Ctrl-C.
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn start(guest: UnixStream) -> io::Result<Self> {
+    pub fn start(guest: UnixStream, output: Option<File>) -> io::Result<Self> {
         let panic = Arc::new(Mutex::new(None));
         let (done, drained) = mpsc::sync_channel(1);
+        let interactive = output.is_none();
         let input = guest.try_clone()?;
         let found = Arc::clone(&panic);
         thread::Builder::new()
             .name("console-out".into())
             .stack_size(STACK)
             .spawn(move || {
-                copy_out(guest, io::stdout(), &found);
+                match output {
+                    Some(file) => copy_out(guest, file, &found),
+                    None => copy_out(guest, io::stdout(), &found),
+                }
                 // The end has stopped waiting.
                 let _ = done.send(());
             })?;
-        thread::Builder::new()
-            .name("console-in".into())
-            .stack_size(STACK)
-            .spawn(move || copy_in(input))?;
+        if interactive {
+            thread::Builder::new()
+                .name("console-in".into())
+                .stack_size(STACK)
+                .spawn(move || copy_in(input))?;
+        }
         Ok(Self {
             panic,
             drained,
-            _terminal: RawTerminal::enter(),
+            _terminal: interactive.then(RawTerminal::enter).flatten(),
         })
     }
 

@@ -9,6 +9,7 @@
 //! - [`controller`]: what is allowed when; [`resources`], [`drive`], [`interface`], [`tap`], [`vsock`]: the configuration
 //!   before the start.
 //! - [`machine`], [`console`]: the running guest; [`qemu`]: the process behind it.
+//! - [`readiness`]: descriptors in the event loop.
 //! - [`boot_args`], [`tsc`], [`kernel_image`], [`initrd`]: what QEMU needs that Firecracker does not.
 //!
 //! Nothing here knows of containers, of containerd or of what runs in the guest.
@@ -30,6 +31,7 @@ pub mod machine;
 pub mod metrics;
 pub mod model;
 pub mod qemu;
+pub mod readiness;
 pub mod resources;
 pub mod run;
 pub mod tap;

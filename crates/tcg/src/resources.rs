@@ -11,7 +11,7 @@ use crate::interface::Interface;
 use crate::kernel_image;
 use crate::model::{
     BalloonConfig, BootSourceConfig, DriveConfig, EntropyConfig, MachineConfig, MachineConfigError,
-    MachineConfigUpdate, NetworkConfig, RateLimiter, VmConfig, VsockConfig,
+    MachineConfigUpdate, NetworkConfig, RateLimiter, SerialConfig, VmConfig, VsockConfig,
 };
 use crate::vsock::Vsock;
 
@@ -25,6 +25,7 @@ pub struct Resources {
     entropy: Option<EntropyConfig>,
     balloon: Option<BalloonConfig>,
     interfaces: Vec<Interface>,
+    serial: SerialConfig,
 }
 
 #[derive(Debug)]
@@ -119,6 +120,11 @@ impl Resources {
         self.entropy = Some(config);
     }
 
+    /// Says where the serial console's output goes.
+    pub fn set_serial(&mut self, config: SerialConfig) {
+        self.serial = config;
+    }
+
     /// Adds a balloon.
     ///
     /// # Errors
@@ -211,6 +217,12 @@ impl Resources {
     #[must_use]
     pub fn entropy(&self) -> Option<&EntropyConfig> {
         self.entropy.as_ref()
+    }
+
+    /// Where the serial console's output goes.
+    #[must_use]
+    pub fn serial(&self) -> &SerialConfig {
+        &self.serial
     }
 
     /// The vsock device.

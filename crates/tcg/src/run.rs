@@ -188,15 +188,15 @@ async fn serve(cli: &Cli, start: tsc::Mark) -> Result<(), RunError> {
         guest = end.recv() => guest.map_or(Ok(()), finish),
         _ = hangup.recv() => Err(RunError::Hangup),
         never = api => match never {},
-        never = flush_metrics() => match never {},
+        never = flush_metrics(&controller) => match never {},
     }
 }
 
-async fn flush_metrics() -> Infallible {
+async fn flush_metrics(controller: &Mutex<Controller>) -> Infallible {
     let mut ticks = tokio::time::interval(metrics::PERIOD);
     loop {
         ticks.tick().await;
-        if let Err(error) = metrics::flush() {
+        if let Err(error) = controller.lock().await.flush_metrics().await {
             log::error!("Failed to write metrics: {error}");
         }
     }

@@ -1,21 +1,26 @@
 //! The vsock device between `PUT /vsock` and the start of the guest.
 
 use std::fs::remove_file;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use fc_vhost_vsock::{VsockConfig as DeviceConfig, VsockDevice, VsockError};
+use fc_vhost_vsock::{DeviceEnd, VsockConfig as DeviceConfig, VsockDevice, VsockError};
+use tokio::io::Interest;
 
 use crate::fault::VsockFault;
+use crate::metrics;
 use crate::model::VsockConfig;
+use crate::readiness;
 
 /// A device that listens on its host socket and waits for QEMU.
 #[derive(Debug)]
 pub struct Vsock {
     /// As configured.
     pub config: VsockConfig,
-    device: VsockDevice,
+    device: Arc<VsockDevice>,
     /// QEMU's end of the vhost-user connection, until QEMU has taken it.
     qemu_end: Option<OwnedFd>,
 }
@@ -49,10 +54,25 @@ impl Vsock {
         Ok(end)
     }
 
-    /// The running device.
-    #[must_use]
-    pub fn device(&self) -> &VsockDevice {
-        &self.device
+    /// Sees to it that a failure of the device is told; its end with QEMU is none.
+    ///
+    /// # Errors
+    /// The host refuses a descriptor.
+    pub fn watch(&self) -> io::Result<()> {
+        let device = Arc::clone(&self.device);
+        let ended = readiness::watch(device.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+        tokio::spawn(async move {
+            // Readiness alone tells; the descriptor is not read.
+            if ended.readable().await.is_ok()
+                && let Some(DeviceEnd::Failed(reason)) = device.end()
+            {
+                log::error!(
+                    "The vsock device has failed, the guest's connections are lost: {reason}"
+                );
+                metrics::add("vsock", "muxer_event_fails");
+            }
+        });
+        Ok(())
     }
 
     /// Ends the device and removes its host socket, to make room for another.
@@ -66,7 +86,7 @@ impl Vsock {
 }
 
 /// Starts the device and connects to it on QEMU's behalf, so that QEMU needs no path.
-fn start(config: &VsockConfig) -> Result<(VsockDevice, OwnedFd), VsockFault> {
+fn start(config: &VsockConfig) -> Result<(Arc<VsockDevice>, OwnedFd), VsockFault> {
     let path = PathBuf::from(format!("{}.vhost", config.uds_path));
     let vhost_socket = UnixListener::bind(&path).map_err(VsockFault::Bind)?;
     let connected = UnixStream::connect(&path);
@@ -81,5 +101,5 @@ fn start(config: &VsockConfig) -> Result<(VsockDevice, OwnedFd), VsockFault> {
         VsockError::Bind { source, .. } => VsockFault::Bind(source),
         other => VsockFault::Backend(other),
     })?;
-    Ok((device, connected.into()))
+    Ok((Arc::new(device), connected.into()))
 }

@@ -8,7 +8,7 @@ use crate::metrics;
 use crate::model::{
     BalloonConfig, BalloonStatisticsUpdate, BalloonUpdate, BootSourceConfig, DriveConfig,
     DriveUpdate, EntropyConfig, LoggerConfig, MachineConfig, MachineConfigUpdate, MetricsConfig,
-    NetworkConfig, NetworkUpdate, VmStateRequest, VmUpdate, VsockConfig,
+    NetworkConfig, NetworkUpdate, SerialConfig, VmStateRequest, VmUpdate, VsockConfig,
 };
 
 /// What a well-formed request asks for.
@@ -32,6 +32,7 @@ pub enum Action {
     PutBalloon(BalloonConfig),
     PatchBalloon(BalloonUpdate),
     PatchBalloonStatistics(BalloonStatisticsUpdate),
+    PutSerial(SerialConfig),
     PutLogger(LoggerConfig),
     PutMetrics(MetricsConfig),
     InstanceStart,
@@ -56,6 +57,7 @@ impl Action {
                 | Self::PutEntropy(_)
                 | Self::PutNetwork(_)
                 | Self::PutBalloon(_)
+                | Self::PutSerial(_)
                 | Self::PutLogger(_)
                 | Self::PutMetrics(_)
                 | Self::InstanceStart
@@ -142,9 +144,12 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Action, Fault> {
             same_interface(id, &config.iface_id)?;
             Ok(Action::PutNetwork(config))
         }),
+        ("PUT", "serial", false) => put("serial_count", "serial_fails", || {
+            decode(body).map(Action::PutSerial)
+        }),
         ("PUT", "balloon", false) => decode(body).map(Action::PutBalloon),
         ("PUT", "entropy", false) => decode(body).map(Action::PutEntropy),
-        ("PUT", "cpu-config" | "pmem" | "serial" | "mmds" | "snapshot", false) => not_offered(),
+        ("PUT", "cpu-config" | "pmem" | "mmds" | "snapshot", false) => not_offered(),
         ("PUT", "hotplug", false) if rest == Some("memory") => not_offered(),
 
         ("PATCH", "balloon", _) if rest == Some("hinting") => not_offered(),

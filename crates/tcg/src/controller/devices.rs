@@ -3,6 +3,8 @@
 use super::{Controller, Reply, json};
 use crate::drive::DriveFile;
 use crate::fault::{BalloonDeviceFault, BalloonFault, Fault, NetworkFault, UpdateFault};
+use crate::machine::DriveCounters;
+use crate::metrics;
 use crate::model::{
     BalloonStatisticsUpdate, BalloonUpdate, DriveUpdate, NetworkUpdate, RateLimiter,
 };
@@ -33,6 +35,21 @@ impl Controller {
             self.resources.note_limiter(index, limiter);
         }
         Ok(())
+    }
+
+    /// Takes over the drives' counters, each drive's and the sums of all.
+    pub(super) fn count_drives(&self, counters: &[DriveCounters]) {
+        for (drive, counters) in self.resources.drives().iter().zip(counters) {
+            let group = format!("block_{}", drive.config.drive_id);
+            for &(name, total) in counters {
+                metrics::set_total(group.clone(), name, total);
+            }
+        }
+        let names = counters.first().into_iter().flatten();
+        for (at, &(name, _)) in names.enumerate() {
+            let sum = counters.iter().map(|drive| drive[at].1).sum();
+            metrics::set_total("block", name, sum);
+        }
     }
 
     /// Only limiters can be changed, and those are not offered.

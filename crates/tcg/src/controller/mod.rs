@@ -2,12 +2,14 @@
 
 mod devices;
 
+use std::io;
+
 use tokio::sync::mpsc;
 
 use crate::api::Action;
 use crate::boot_args;
 use crate::console::Console;
-use crate::fault::{DriveFault, Fault, StartFault};
+use crate::fault::{DriveFault, Fault, StartFault, UpdateFault};
 use crate::logger;
 use crate::machine::Machine;
 use crate::metrics;
@@ -146,6 +148,7 @@ impl Controller {
             Action::UpdateMachine(update) => self.resources.update_machine(&update)?,
             Action::PutDrive(config) => self.resources.set_drive(config)?,
             Action::PutVsock(config) => self.resources.set_vsock(config)?,
+            Action::PutSerial(config) => self.resources.set_serial(config),
             Action::PutNetwork(config) => self.resources.set_interface(config)?,
             Action::PutBalloon(config) => self.resources.set_balloon(config)?,
             Action::PutEntropy(config) => {
@@ -188,6 +191,11 @@ impl Controller {
         };
         let started = Machine::start(&self.id, &self.resources, &kernel, args.cmdline, vsock).await;
         let (machine, console) = started?;
+        if let Some(vsock) = self.resources.vsock_mut()
+            && let Err(error) = vsock.watch()
+        {
+            log::warn!("A failure of the vsock device will not be told: {error}");
+        }
         let end = machine.ended();
         let ended = self.ended.clone();
         tokio::spawn(async move {
@@ -199,6 +207,21 @@ impl Controller {
         Ok(())
     }
 
+    /// Writes a line of metrics, with what the drives of a running guest have done.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn flush_metrics(&self) -> io::Result<()> {
+        if let Some(machine) = &self.machine {
+            match machine.drive_counters().await {
+                Ok(counters) => self.count_drives(&counters),
+                // The line is worth having without them.
+                Err(error) => log::warn!("Cannot count what the drives have done: {error}"),
+            }
+        }
+        metrics::flush()
+    }
+
     async fn control(&mut self, action: Action) -> Result<Reply, Fault> {
         let Some(machine) = &mut self.machine else {
             return Err(Fault::NotSupportedPreBoot);
@@ -207,11 +230,21 @@ impl Controller {
             Action::Pause => machine.pause().await.map_err(Fault::Internal)?,
             Action::Resume => machine.resume().await.map_err(Fault::Internal)?,
             Action::SendCtrlAltDel => machine.send_ctrl_alt_del().await.map_err(Fault::Internal)?,
-            Action::FlushMetrics => metrics::flush().map_err(Fault::FlushMetrics)?,
+            Action::FlushMetrics => self.flush_metrics().await.map_err(Fault::FlushMetrics)?,
             Action::PatchDrive(update) => {
-                self.update_drive(update)
-                    .await
-                    .map_err(DriveFault::Update)?;
+                let group = format!("block_{}", update.drive_id);
+                let updated = self.update_drive(update).await;
+                let name = if updated.is_ok() {
+                    "update_count"
+                } else {
+                    "update_fails"
+                };
+                // A client's misspelt ids are no devices.
+                if !matches!(updated, Err(UpdateFault::DeviceNotFound)) {
+                    metrics::add(group, name);
+                    metrics::add("block", name);
+                }
+                updated.map_err(DriveFault::Update)?;
             }
             Action::GetBalloonStatistics => {
                 let read = self.balloon_statistics().await;

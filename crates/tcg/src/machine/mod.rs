@@ -1,6 +1,7 @@
 //! A running guest: QEMU, its control connection, its console, its drives, its balloon.
 
 mod balloon;
+mod drive_io;
 mod swap;
 mod throttle;
 
@@ -16,6 +17,7 @@ use serde_json::json;
 use crate::console::Console;
 use crate::drive::{DriveFile, DriveMode};
 use crate::initrd;
+use crate::logger::open_nonblocking;
 use crate::model::RateLimiter;
 use crate::qemu::{
     self, End, Plan, PlannedDrive, PlannedInterface, Process, QemuError, Qmp, drive_device_id,
@@ -23,6 +25,8 @@ use crate::qemu::{
 };
 use crate::resources::Resources;
 use swap::Swap;
+
+pub use drive_io::DriveCounters;
 
 /// Bound on the wait for the end of a QEMU that has hung up.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -59,6 +63,11 @@ impl Machine {
         vsock: Option<OwnedFd>,
     ) -> Result<(Self, Console), QemuError> {
         let program = qemu::find()?;
+        let output = resources.serial().serial_out_path.as_deref();
+        let output = output
+            .map(open_nonblocking)
+            .transpose()
+            .map_err(preparing("the serial console's output"))?;
         let (qmp, qmp_of_qemu) = socket_pair("the control socket")?;
         let (console, console_of_qemu) = socket_pair("the serial console")?;
         let initrd = match resources.initrd_path() {
@@ -124,7 +133,7 @@ impl Machine {
             }
             Err(error) => return Err(error),
         };
-        let console = Console::start(console).map_err(preparing("the serial console"))?;
+        let console = Console::start(console, output).map_err(preparing("the serial console"))?;
         let drives = resources
             .drives()
             .iter()

@@ -11,6 +11,7 @@ mod machine;
 mod metrics;
 mod network;
 mod rate_limiter;
+mod serial;
 mod vm_config;
 mod vsock;
 
@@ -24,5 +25,6 @@ pub use machine::{HugePages, MachineConfig, MachineConfigError, MachineConfigUpd
 pub use metrics::MetricsConfig;
 pub use network::{MacAddress, NetworkConfig, NetworkUpdate, NoMacAddress};
 pub use rate_limiter::{RateLimiter, TokenBucket};
+pub use serial::SerialConfig;
 pub use vm_config::VmConfig;
 pub use vsock::VsockConfig;

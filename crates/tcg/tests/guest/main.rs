@@ -52,6 +52,7 @@ fn a_guest_from_start_to_reboot() {
         &json!({ "vcpu_count": 2, "mem_size_mib": 128 }),
     );
     vmm.ok("PUT", "/boot-source", &boot_source(&guest, true));
+    vmm.ok("PUT", "/metrics", &json!({ "metrics_path": "metrics" }));
     vmm.put_drive("ro", "stub", false, true);
     vmm.put_drive("rw", "stub2", false, false);
     vmm.put_drive("root", "root", true, true);
@@ -86,6 +87,8 @@ fn a_guest_from_start_to_reboot() {
         network::carries_traffic(&mut vmm, tap);
     }
     pause_and_resume(&mut vmm);
+    vmm.action("FlushMetrics");
+    metrics_count(directory.path());
 
     vmm.shell("sync; reboot -f >/dev/null 2>&1 &");
     let status = vmm.wait();
@@ -142,6 +145,35 @@ fn state_machine_after_the_start(vmm: &Vmm) {
     vmm.action("FlushMetrics");
 }
 
+fn metrics_count(directory: &Path) {
+    let lines = fs::read_to_string(directory.join("metrics")).unwrap();
+    let sum = |group: &str, name: &str| -> u64 {
+        lines
+            .lines()
+            .map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                line[group][name].as_u64().unwrap_or(0)
+            })
+            .sum()
+    };
+    assert!(sum("block_ro", "read_bytes") >= 2 << 20);
+    assert!(sum("block_rw", "write_bytes") >= 5);
+    assert!(sum("block_rw", "flush_count") >= 1);
+    assert!(sum("block_ro", "update_count") >= 20);
+    assert_eq!(
+        sum("block_ro", "update_fails") + sum("block_rw", "update_fails"),
+        2
+    );
+    assert_eq!(
+        sum("block", "read_bytes"),
+        ["block_root", "block_ro", "block_rw"]
+            .map(|it| sum(it, "read_bytes"))
+            .iter()
+            .sum::<u64>()
+    );
+    assert_eq!(sum("put_api_requests", "drive_count"), 3);
+}
+
 fn pause_and_resume(vmm: &mut Vmm) {
     vmm.ok("PATCH", "/vm", &json!({ "state": "Paused" }));
     assert_eq!(vmm.request("GET", "/", "").1["state"], "Paused");
@@ -160,9 +192,20 @@ fn a_panic_is_told_from_a_reboot() {
     };
     let mut vmm = Vmm::start(directory.path());
     vmm.ok("PUT", "/boot-source", &boot_source(&guest, false));
+    // Besides: the console goes to a file.
+    let no_file = json!({ "serial_out_path": "missing/console" });
+    vmm.ok("PUT", "/serial", &no_file);
+    let start = json!({ "action_type": "InstanceStart" });
+    assert_eq!(
+        vmm.fault("PUT", "/actions", &start),
+        "Start microvm error: Cannot prepare the serial console's output for QEMU: No such file or directory (os \
+         error 2)"
+    );
+    vmm.ok("PUT", "/serial", &json!({ "serial_out_path": "console" }));
     vmm.action("InstanceStart");
-    vmm.wait_line("Kernel panic");
     assert_eq!(vmm.wait().code(), Some(0));
+    let console = fs::read(directory.path().join("console")).unwrap();
+    assert!(String::from_utf8_lossy(&console).contains("Kernel panic"));
     assert!(
         vmm.log()
             .contains("The guest panicked: Kernel panic - not syncing: VFS"),
