@@ -128,13 +128,13 @@ async fn end_task(args: &Args, socket: &Path) {
         id: id.clone(),
         ..DeleteRequest::default()
     };
-    if shim.delete(context(args), &delete).await.is_ok() {
-        let shutdown = ShutdownRequest {
-            id,
-            ..ShutdownRequest::default()
-        };
-        let _ = shim.shutdown(context(args), &shutdown).await;
-    }
+    let _ = shim.delete(context(args), &delete).await;
+    // Ends a VM of this task's own; one that other tasks may use goes on.
+    let shutdown = ShutdownRequest {
+        id,
+        ..ShutdownRequest::default()
+    };
+    let _ = shim.shutdown(context(args), &shutdown).await;
 }
 
 fn context(args: &Args) -> Context {

@@ -19,6 +19,7 @@ use super::error::CallError;
 use super::io::{self, Stdio};
 use super::process::{Exit, Process};
 use super::shim::{Running, Shim};
+use super::stop;
 use super::tasks::Task;
 use crate::bundle::{self, BundleError};
 
@@ -43,7 +44,7 @@ pub async fn create(shim: &Arc<Shim>, request: CreateTaskRequest) -> Result<u32,
     // The rootfs is prepared while the VM boots.
     let (running, prepared) = tokio::join!(shim.vm(), prepare(shim, &request));
     let running = running?;
-    let prepared = prepared?;
+    let prepared = prepared.inspect_err(|_| stop::expect_shutdown(shim, &running))?;
     shim.timeline.task(&request.id, "rootfs_prepared");
 
     let created = create_in(shim, &running, &request, spec, prepared.as_ref()).await;
@@ -51,6 +52,7 @@ pub async fn create(shim: &Arc<Shim>, request: CreateTaskRequest) -> Result<u32,
         Ok(created) => created,
         Err(error) => {
             detach(&running, &request.id).await;
+            stop::expect_shutdown(shim, &running);
             return Err(error);
         }
     };

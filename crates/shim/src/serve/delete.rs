@@ -11,6 +11,7 @@ use super::create::{detach, lost};
 use super::error::CallError;
 use super::process::{Exit, Process};
 use super::shim::{Phase, Running, Shim};
+use super::stop;
 use super::tasks::Task;
 
 /// How long the guest may take to tell that a task was deleted, after it was.
@@ -20,7 +21,7 @@ const EVENT_BOUND: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The guest's refusal; nothing has changed then.
-pub async fn delete(shim: &Shim, request: DeleteRequest) -> Result<DeleteResponse, CallError> {
+pub async fn delete(shim: &Arc<Shim>, request: DeleteRequest) -> Result<DeleteResponse, CallError> {
     let task = shim.tasks.get_settled(&request.id).await?;
     let process = task.process(&request.exec_id)?;
     let running = match shim.phase() {
@@ -38,6 +39,9 @@ pub async fn delete(shim: &Shim, request: DeleteRequest) -> Result<DeleteRespons
     }
     if request.exec_id.is_empty() {
         remove(shim, running.as_deref(), &task).await;
+        if let Some(running) = &running {
+            stop::expect_shutdown(shim, running);
+        }
     } else {
         task.remove_exec(&request.exec_id);
     }

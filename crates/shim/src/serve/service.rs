@@ -233,15 +233,13 @@ impl TaskApi for TaskService {
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
         let shim = Arc::clone(&self.shim);
         detached(async move {
-            let wanted = match shim.phase() {
-                Phase::Running(running) => {
-                    request.now
-                        || running.machine.spec().exit_after_all_tasks
-                            && shim.tasks.close_if_empty()
-                }
-                Phase::Waiting | Phase::Booting => request.now,
-                Phase::Failed(_) | Phase::Gone(_) => true,
-            };
+            let wanted = request.now
+                || match shim.vm().await {
+                    Ok(running) => stop::is_idle(&shim, &running),
+                    Err(CallError::NotCreated) => false,
+                    // It did not start or has ended.
+                    Err(_) => true,
+                };
             if wanted {
                 stop::stop(&shim, stop::SHUTDOWN_BOUND).await?;
             }

@@ -23,6 +23,8 @@ pub const SHUTDOWN_BOUND: Duration = Duration::from_millis(2500);
 pub const LAST_ANSWER_BOUND: Duration = Duration::from_secs(2);
 /// How long containerd may take over the last events.
 pub const FLUSH_BOUND: Duration = Duration::from_secs(2);
+/// How long containerd may take to say Shutdown after a task's end.
+const SHUTDOWN_EXPECTED_BOUND: Duration = Duration::from_secs(10);
 /// How long tasks of a VM that has ended may stay to be deleted.
 const DELETE_BOUND: Duration = Duration::from_secs(2);
 /// How long the reason of a failed start is kept for somebody to ask.
@@ -52,6 +54,28 @@ pub async fn stop(shim: &Shim, bound: Duration) -> Result<(), CallError> {
         vm_id: shim.dir.vm_id().to_owned(),
         source,
     })
+}
+
+/// Whether a VM that ends with its last task has none; it takes no more tasks then.
+pub fn is_idle(shim: &Shim, running: &Running) -> bool {
+    running.machine.spec().exit_after_all_tasks && shim.tasks.close_if_empty()
+}
+
+/// After a task's end: containerd says Shutdown next, unless it was killed meanwhile or its
+/// client gave up. A VM that is to end with its last task does not wait for that for ever.
+pub fn expect_shutdown(shim: &Arc<Shim>, running: &Arc<Running>) {
+    if !running.machine.spec().exit_after_all_tasks {
+        return;
+    }
+    let shim = Arc::clone(shim);
+    let running = Arc::downgrade(running);
+    tokio::spawn(async move {
+        tokio::time::sleep(SHUTDOWN_EXPECTED_BOUND).await;
+        let idle = running.upgrade().is_some_and(|r| is_idle(&shim, &r));
+        if idle && let Err(error) = stop(&shim, DEFAULT_BOUND).await {
+            tracing::warn!("{}", chain(&error));
+        }
+    });
 }
 
 /// What the end of the VMM leaves to be done: news for whoever waits, and an empty host.
