@@ -149,8 +149,11 @@ pub enum NetworkFault {
     MacInUse(MacAddress),
     #[error("Could not create the network device: Open tap device failed: {0}")]
     Create(#[from] TapFault),
-    #[error("A network interface's rate limiter is not offered by firecracker-tcg.")]
-    LimiterNotOffered,
+    #[error(
+        "firecracker-tcg can change an interface's rate limiters only if there was one before the start: give one that \
+         does not limit, of size 0."
+    )]
+    LimiterTooLate,
     #[error("Unable to update the net device: {0}")]
     Update(#[source] UpdateFault),
 }

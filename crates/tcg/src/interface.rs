@@ -2,11 +2,15 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::fault::TapFault;
-use crate::model::{MacAddress, NetworkConfig};
+use crate::fault::{NetworkFault, TapFault};
+use crate::limit::Limit;
+use crate::model::{MacAddress, NetworkConfig, NetworkUpdate, RateLimiter};
+use crate::qemu::Link;
+use crate::relay::{Limits, Relay};
 use crate::tap;
 
 /// An interface with its tap device, which is ours from the moment it is configured.
@@ -14,8 +18,10 @@ use crate::tap;
 pub struct Interface {
     /// As configured.
     pub config: NetworkConfig,
-    /// The tap device.
-    pub tap: File,
+    tap: File,
+    /// Present if a limiter was configured before the start, if only one that does not limit: frames then go
+    /// through a [`Relay`], and limits can be changed.
+    limits: Option<Limits>,
 }
 
 impl Interface {
@@ -23,9 +29,73 @@ impl Interface {
     ///
     /// # Errors
     /// It cannot be opened.
-    pub fn new(config: NetworkConfig) -> Result<Self, TapFault> {
-        let tap = tap::open(&config.host_dev_name)?;
-        Ok(Self { config, tap })
+    pub fn new(mut config: NetworkConfig) -> Result<Self, TapFault> {
+        let limited = config.rx_rate_limiter.is_some() || config.tx_rate_limiter.is_some();
+        let limit =
+            |limiter: Option<RateLimiter>| Arc::new(Limit::new(limiter.unwrap_or_default()));
+        let limits = limited.then(|| Limits {
+            rx: limit(config.rx_rate_limiter),
+            tx: limit(config.tx_rate_limiter),
+        });
+        config.rx_rate_limiter = config.rx_rate_limiter.and_then(RateLimiter::effective);
+        config.tx_rate_limiter = config.tx_rate_limiter.and_then(RateLimiter::effective);
+        let tap = tap::open(&config.host_dev_name, !limited)?;
+        Ok(Self {
+            config,
+            tap,
+            limits,
+        })
+    }
+
+    /// What QEMU is connected to, and what must live as long as QEMU for it.
+    ///
+    /// # Errors
+    /// The host refuses a descriptor.
+    pub fn connect(&self) -> io::Result<(Link, Option<Relay>)> {
+        match &self.limits {
+            None => Ok((Link::Tap(self.tap.try_clone()?.into()), None)),
+            Some(limits) => {
+                let (relay, of_qemu) = Relay::start(&self.tap, limits)?;
+                Ok((Link::Socket(of_qemu), Some(relay)))
+            }
+        }
+    }
+
+    /// Changes limits.
+    ///
+    /// # Errors
+    /// There were none before the start.
+    pub fn update(&mut self, update: &NetworkUpdate) -> Result<(), NetworkFault> {
+        let changes = [update.rx_rate_limiter, update.tx_rate_limiter];
+        let Some(limits) = &self.limits else {
+            let limiting = changes
+                .into_iter()
+                .flatten()
+                .any(|it| it.effective().is_some());
+            return match limiting {
+                true => Err(NetworkFault::LimiterTooLate),
+                false => Ok(()),
+            };
+        };
+        let config = &mut self.config;
+        for (change, limit, current) in [
+            (
+                update.rx_rate_limiter,
+                &limits.rx,
+                &mut config.rx_rate_limiter,
+            ),
+            (
+                update.tx_rate_limiter,
+                &limits.tx,
+                &mut config.tx_rate_limiter,
+            ),
+        ] {
+            if let Some(change) = change {
+                limit.update(change);
+                *current = current.unwrap_or_default().updated(change);
+            }
+        }
+        Ok(())
     }
 
     /// The guest's address. Without one, Firecracker's guests choose at random; QEMU would give all of them the

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::qemu::{self, QemuError};
 
 /// Firmware, and what loads the two kinds of kernel.
-const FIRMWARE: [&str; 3] = ["bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin"];
+const FIRMWARE: [&str; 3] = ["qboot.rom", "linuxboot_dma.bin", "pvh.bin"];
 
 /// Where the dynamic linker finds libraries that are in no standard directory.
 const LINKER_CACHE: &str = "/etc/ld.so.cache";
@@ -48,7 +48,7 @@ pub enum JailError {
     /// QEMU does not find its firmware either.
     #[error(
         "QEMU's file {name} is in none of its directories {directories:?}: install QEMU's firmware (Debian: \
-         packages qemu-system-data and seabios)"
+         package qemu-system-data)"
     )]
     Firmware {
         /// The file.

@@ -9,7 +9,7 @@
 //! - [`controller`]: what is allowed when; [`resources`], [`drive`], [`interface`], [`tap`], [`vsock`]: the configuration
 //!   before the start.
 //! - [`machine`], [`console`]: the running guest; [`qemu`]: the process behind it.
-//! - [`readiness`]: descriptors in the event loop.
+//! - [`limit`], [`relay`]: rate limiters of network interfaces. [`readiness`]: descriptors in the event loop.
 //! - [`boot_args`], [`tsc`], [`kernel_image`], [`initrd`]: what QEMU needs that Firecracker does not.
 //!
 //! Nothing here knows of containers, of containerd or of what runs in the guest.
@@ -26,12 +26,14 @@ pub mod initrd;
 pub mod interface;
 pub mod jail;
 pub mod kernel_image;
+pub mod limit;
 pub mod logger;
 pub mod machine;
 pub mod metrics;
 pub mod model;
 pub mod qemu;
 pub mod readiness;
+pub mod relay;
 pub mod resources;
 pub mod run;
 pub mod tap;

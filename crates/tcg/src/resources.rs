@@ -5,13 +5,14 @@ use std::fs::File;
 use crate::boot_args::{self, Root};
 use crate::drive::{Drive, DriveFile};
 use crate::fault::{
-    BalloonFault, BootSourceFault, DriveFault, NetworkFault, StartFault, VsockFault,
+    BalloonFault, BootSourceFault, DriveFault, NetworkFault, StartFault, UpdateFault, VsockFault,
 };
 use crate::interface::Interface;
 use crate::kernel_image;
 use crate::model::{
     BalloonConfig, BootSourceConfig, DriveConfig, EntropyConfig, MachineConfig, MachineConfigError,
-    MachineConfigUpdate, NetworkConfig, RateLimiter, SerialConfig, VmConfig, VsockConfig,
+    MachineConfigUpdate, NetworkConfig, NetworkUpdate, RateLimiter, SerialConfig, VmConfig,
+    VsockConfig,
 };
 use crate::vsock::Vsock;
 
@@ -155,20 +156,24 @@ impl Resources {
         {
             return Err(NetworkFault::MacInUse(mac));
         }
-        let limiters = [config.rx_rate_limiter, config.tx_rate_limiter];
-        if limiters
-            .into_iter()
-            .flatten()
-            .any(|it| it.effective().is_some())
-        {
-            return Err(NetworkFault::LimiterNotOffered);
-        }
         // It goes first: the new one may want the same tap device.
         if let Some(at) = self.interfaces.iter().position(same_id) {
             self.interfaces.swap_remove(at);
         }
         self.interfaces.push(Interface::new(config)?);
         Ok(())
+    }
+
+    /// Changes the limits of a network interface.
+    ///
+    /// # Errors
+    /// There is none of that id, or none with limits.
+    pub fn update_interface(&mut self, update: &NetworkUpdate) -> Result<(), NetworkFault> {
+        self.interfaces
+            .iter_mut()
+            .find(|interface| interface.config.iface_id == update.iface_id)
+            .ok_or(NetworkFault::Update(UpdateFault::DeviceNotFound))?
+            .update(update)
     }
 
     /// The balloon, also to note what became of it.

@@ -8,11 +8,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use crate::fault::TapFault;
 
 /// Opens the tap device `name`, as Firecracker does: it is made if it does not exist and we may, and it goes with
-/// the last descriptor unless it is persistent. Frames come with a `virtio_net_hdr` in front.
+/// the last descriptor unless it is persistent. With `offloads`, frames have a `virtio_net_hdr` in front, by which
+/// they may be larger than the wire's.
 ///
 /// # Errors
 /// There is no `/dev/net/tun`, the name is too long, or the device is busy or not ours to use.
-pub fn open(name: &str) -> Result<File, TapFault> {
+pub fn open(name: &str, offloads: bool) -> Result<File, TapFault> {
     let tun = OpenOptions::new()
         .read(true)
         .write(true)
@@ -28,7 +29,8 @@ pub fn open(name: &str) -> Result<File, TapFault> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let header = if offloads { libc::IFF_VNET_HDR } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | header;
     request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(|_| TapFault::InvalidName)?;
     // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq`, which outlives the call.
     if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } == -1 {
@@ -46,7 +48,7 @@ mod tests {
 
     #[test]
     fn names_have_a_limit() {
-        match open("a-name-of-16-byt") {
+        match open("a-name-of-16-byt", true) {
             Err(TapFault::OpenTun(error)) => println!("SKIPPED: /dev/net/tun: {error}"),
             Err(TapFault::InvalidName) => {}
             other => panic!("{other:?}"),
@@ -55,20 +57,20 @@ mod tests {
 
     #[test]
     fn a_device_has_one_user() {
-        let first = match open("fctcg-unit") {
+        let first = match open("fctcg-unit", true) {
             Ok(first) => first,
             Err(error) => {
                 println!("SKIPPED: no tap device can be made: {error}");
                 return;
             }
         };
-        let error = open("fctcg-unit").unwrap_err().to_string();
+        let error = open("fctcg-unit", true).unwrap_err().to_string();
         assert_eq!(
             error,
             "Error while creating ifreq structure: Device or resource busy (os error 16). Invalid TUN/TAP Backend \
              provided by fctcg-unit. Check our documentation on setting up the network devices."
         );
         drop(first);
-        open("fctcg-unit").unwrap();
+        open("fctcg-unit", true).unwrap();
     }
 }

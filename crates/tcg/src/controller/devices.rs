@@ -2,12 +2,10 @@
 
 use super::{Controller, Reply, json};
 use crate::drive::DriveFile;
-use crate::fault::{BalloonDeviceFault, BalloonFault, Fault, NetworkFault, UpdateFault};
+use crate::fault::{BalloonDeviceFault, BalloonFault, Fault, UpdateFault};
 use crate::machine::DriveCounters;
 use crate::metrics;
-use crate::model::{
-    BalloonStatisticsUpdate, BalloonUpdate, DriveUpdate, NetworkUpdate, RateLimiter,
-};
+use crate::model::{BalloonStatisticsUpdate, BalloonUpdate, DriveUpdate};
 
 impl Controller {
     pub(super) async fn update_drive(&mut self, update: DriveUpdate) -> Result<(), UpdateFault> {
@@ -50,26 +48,6 @@ impl Controller {
             let sum = counters.iter().map(|drive| drive[at].1).sum();
             metrics::set_total("block", name, sum);
         }
-    }
-
-    /// Only limiters can be changed, and those are not offered.
-    pub(super) fn update_interface(&self, update: &NetworkUpdate) -> Result<(), Fault> {
-        let known = self
-            .resources
-            .interfaces()
-            .iter()
-            .any(|interface| interface.config.iface_id == update.iface_id);
-        if !known {
-            return Err(NetworkFault::Update(UpdateFault::DeviceNotFound).into());
-        }
-        let limits = [update.rx_rate_limiter, update.tx_rate_limiter]
-            .into_iter()
-            .flatten()
-            .any(|limiter| RateLimiter::effective(limiter).is_some());
-        if limits {
-            return Err(NetworkFault::LimiterNotOffered.into());
-        }
-        Ok(())
     }
 
     pub(super) fn balloon(&self) -> Result<Reply, Fault> {

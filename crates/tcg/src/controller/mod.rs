@@ -258,7 +258,7 @@ impl Controller {
                 .update_balloon_statistics(update)
                 .await
                 .map_err(Fault::BalloonUpdate)?,
-            Action::PatchNetwork(update) => self.update_interface(&update)?,
+            Action::PatchNetwork(update) => self.resources.update_interface(&update)?,
             other => return Err(not_offered(&format!("{other:?}"))),
         }
         Ok(Reply::Empty)

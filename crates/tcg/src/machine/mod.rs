@@ -23,6 +23,7 @@ use crate::qemu::{
     self, End, Plan, PlannedDrive, PlannedInterface, Process, QemuError, Qmp, drive_device_id,
     drive_node_name,
 };
+use crate::relay::Relay;
 use crate::resources::Resources;
 use swap::Swap;
 
@@ -37,6 +38,7 @@ pub struct Machine {
     process: Process,
     qmp: Qmp,
     drives: Vec<RunningDrive>,
+    _relays: Vec<Relay>,
     paused: bool,
 }
 
@@ -87,17 +89,15 @@ impl Machine {
             })
             .collect::<io::Result<Vec<_>>>()
             .map_err(preparing("a drive"))?;
-        let interfaces = resources
-            .interfaces()
-            .iter()
-            .map(|interface| {
-                Ok(PlannedInterface {
-                    mac: interface.mac()?,
-                    fd: copy(&interface.tap)?,
-                })
-            })
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(preparing("a network interface"))?;
+        let mut interfaces = Vec::new();
+        let mut relays = Vec::new();
+        for interface in resources.interfaces() {
+            let preparing = preparing("a network interface");
+            let (link, relay) = interface.connect().map_err(&preparing)?;
+            let mac = interface.mac().map_err(&preparing)?;
+            interfaces.push(PlannedInterface { mac, link });
+            relays.extend(relay);
+        }
         let bell =
             memfd_create("bell", MemfdFlags::CLOEXEC).map_err(|error| QemuError::Prepare {
                 what: "drive swaps",
@@ -149,6 +149,7 @@ impl Machine {
                 process,
                 qmp,
                 drives,
+                _relays: relays,
                 paused: false,
             },
             console,

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use serde_json::{Value, json};
 
-use super::command::{Arguments, Plan, PlannedDrive};
+use super::command::{Arguments, Link, Plan, PlannedDrive};
 use crate::drive::DriveMode;
 use crate::model::{EntropyConfig, TokenBucket};
 
@@ -84,9 +84,15 @@ impl Plan<'_> {
             );
         }
         for (index, planned) in self.interfaces.iter().enumerate() {
-            let netdev = format!("tap{index}");
-            let fd = planned.fd.as_raw_fd().to_string();
-            args.json("-netdev", &json!({ "type": "tap", "id": netdev, "fd": fd }));
+            let netdev = format!("net{index}");
+            let fd = planned.link.as_raw_fd().to_string();
+            let backend = match &planned.link {
+                Link::Tap(_) => json!({ "type": "tap", "id": netdev, "fd": fd }),
+                Link::Socket(_) => {
+                    json!({ "type": "dgram", "id": netdev, "local": { "type": "fd", "str": fd } })
+                }
+            };
+            args.json("-netdev", &backend);
             let mac = planned.mac.to_string();
             args.json(
                 "-device",

@@ -7,7 +7,7 @@ mod locate;
 mod process;
 mod qmp;
 
-pub use command::{Plan, PlannedDrive, PlannedInterface};
+pub use command::{Link, Plan, PlannedDrive, PlannedInterface};
 pub use devices::{
     BALLOON_ID, BELL_NODE, MAX_DEVICES, drive_device_id, drive_node, drive_node_name,
 };

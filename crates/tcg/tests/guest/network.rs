@@ -1,10 +1,11 @@
-//! A network interface of a running guest, on a tap device of the test's own with link-local addresses, which
+//! Network interfaces of a running guest, on tap devices of the test's own with link-local addresses, which
 //! the machine routes nowhere else.
 
 use std::io::Read;
 use std::net::TcpListener;
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -12,10 +13,26 @@ use crate::support::Vmm;
 
 const MAC: &str = "06:00:a9:fe:4d:02";
 
-/// Name of a tap device that can be had; says why there is none.
-pub fn tap() -> Option<String> {
-    let name = format!("fctcg{}", std::process::id());
-    if let Err(error) = fc_tcg::tap::open(&name) {
+/// Bytes that the guest sends to measure by.
+const SIZE: usize = 1_000_000;
+
+/// A bucket of 128 KiB that fills in half a second.
+const BUCKET: usize = 128 << 10;
+
+/// Two taps: one as it is, and one with a limiter.
+pub struct Taps {
+    plain: String,
+    limited: String,
+}
+
+/// Taps that can be had; says why there are none.
+pub fn taps() -> Option<Taps> {
+    let name = |kind| format!("fctcg{kind}{}", std::process::id());
+    let taps = Taps {
+        plain: name('p'),
+        limited: name('l'),
+    };
+    if let Err(error) = fc_tcg::tap::open(&taps.plain, true) {
         println!("SKIPPED: no network interface: {error}");
         return None;
     }
@@ -23,7 +40,7 @@ pub fn tap() -> Option<String> {
         println!("SKIPPED: no network interface: ip is missing: install iproute2");
         return None;
     }
-    Some(name)
+    Some(taps)
 }
 
 fn ip(arguments: &str) {
@@ -34,8 +51,9 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-pub fn configure(vmm: &Vmm, tap: &str) {
-    let body = json!({ "iface_id": "net", "host_dev_name": tap, "guest_mac": MAC });
+pub fn configure(vmm: &Vmm, taps: &Taps) {
+    let Taps { plain, limited } = taps;
+    let body = json!({ "iface_id": "net", "host_dev_name": plain, "guest_mac": MAC });
     vmm.ok("PUT", "/network-interfaces/net", &body);
     // The same again replaces it, and the tap device is free for it.
     vmm.ok("PUT", "/network-interfaces/net", &body);
@@ -44,34 +62,72 @@ pub fn configure(vmm: &Vmm, tap: &str) {
         vmm.fault("PUT", "/network-interfaces/other", &other),
         format!("Network config error: The MAC address is already in use: {MAC}")
     );
-    // The device is there while the VMM has it.
-    ip(&format!("addr add 169.254.77.1/30 dev {tap}"));
-    ip(&format!("link set {tap} up"));
+    let body = json!({
+        "iface_id": "slow", "host_dev_name": limited, "tx_rate_limiter": { "ops": { "size": 0, "refill_time": 0 } },
+    });
+    vmm.ok("PUT", "/network-interfaces/slow", &body);
+    // The devices are there while the VMM has them.
+    ip(&format!("addr add 169.254.77.1/30 dev {plain}"));
+    ip(&format!("link set {plain} up"));
+    ip(&format!("addr add 169.254.77.5/30 dev {limited}"));
+    ip(&format!("link set {limited} up"));
 }
 
-pub fn carries_traffic(vmm: &mut Vmm, tap: &str) {
-    assert_eq!(vmm.shell("cat /sys/class/net/eth0/address"), MAC);
-    vmm.shell("ip addr add 169.254.77.2/30 dev eth0 && ip link set eth0 up; echo");
-    assert_eq!(
-        vmm.shell("ping -c 1 -W 10 169.254.77.1 | grep -c '1 packets received'"),
-        "1"
-    );
-    let listener = TcpListener::bind("169.254.77.1:0").unwrap();
+/// Sends [`SIZE`] bytes to the host; returns how long it took.
+fn send(vmm: &mut Vmm, host: &str) -> Duration {
+    let listener = TcpListener::bind((host, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = thread::spawn(move || {
         let (guest, _) = listener.accept().unwrap();
+        let start = Instant::now();
         let mut received = Vec::new();
         // The guest's nc ends when we hang up.
-        guest.take(1_000_000).read_to_end(&mut received).unwrap();
-        received
+        guest.take(SIZE as u64).read_to_end(&mut received).unwrap();
+        (received, start.elapsed())
     });
     vmm.shell(&format!(
-        "yes 0123456 | head -c 1000000 | nc 169.254.77.1 {port}; echo"
+        "yes 0123456 | head -c {SIZE} | nc {host} {port}; echo"
     ));
-    let received = server.join().unwrap();
-    assert_eq!(received.len(), 1_000_000);
+    let (received, took) = server.join().unwrap();
+    assert_eq!(received.len(), SIZE);
     assert!(received.chunks(8).all(|chunk| chunk == b"0123456\n"));
-    let config = &vmm.request("GET", "/vm/config", "").1["network-interfaces"][0];
-    assert_eq!(config["host_dev_name"], tap);
-    assert_eq!(config["guest_mac"], MAC);
+    took
+}
+
+pub fn carry_traffic(vmm: &mut Vmm, taps: &Taps) {
+    assert_eq!(vmm.shell("cat /sys/class/net/eth0/address"), MAC);
+    vmm.shell("ip addr add 169.254.77.2/30 dev eth0 && ip link set eth0 up; echo");
+    vmm.shell("ip addr add 169.254.77.6/30 dev eth1 && ip link set eth1 up; echo");
+    for host in ["169.254.77.1", "169.254.77.5"] {
+        let ping = format!("ping -c 1 -W 10 {host} | grep -c '1 packets received'");
+        assert_eq!(vmm.shell(&ping), "1", "{host}");
+    }
+    let plain = send(vmm, "169.254.77.1");
+    let free = send(vmm, "169.254.77.5");
+
+    let patch = |id: &str, bytes| {
+        let limiter = json!({ "bandwidth": { "size": bytes, "refill_time": 500 } });
+        json!({ "iface_id": id, "tx_rate_limiter": limiter })
+    };
+    vmm.ok("PATCH", "/network-interfaces/slow", &patch("slow", BUCKET));
+    let limited = send(vmm, "169.254.77.5");
+    println!(
+        "sending {SIZE} bytes took {plain:?}; through the relay {free:?}, limited to 256 KiB/s {limited:?}"
+    );
+    // The bucket's worth goes at once, the rest at its rate.
+    let least = (SIZE - BUCKET) as f64 / (2 * BUCKET) as f64;
+    assert!(limited.as_secs_f64() > 0.9 * least, "{limited:?}");
+    let shown = vmm.request("GET", "/vm/config", "").1["network-interfaces"].take();
+    assert_eq!(shown[0]["host_dev_name"], json!(taps.plain));
+    assert_eq!(shown[0]["guest_mac"], MAC);
+    assert_eq!(shown[1]["tx_rate_limiter"]["bandwidth"]["size"], BUCKET);
+    vmm.ok("PATCH", "/network-interfaces/slow", &patch("slow", 0));
+
+    let fault = vmm.fault("PATCH", "/network-interfaces/net", &patch("net", BUCKET));
+    assert!(
+        fault.contains("only if there was one before the start"),
+        "{fault}"
+    );
+    let fault = vmm.fault("PATCH", "/network-interfaces/no", &patch("no", BUCKET));
+    assert!(fault.contains("Device not found"), "{fault}");
 }
