@@ -2,10 +2,10 @@
 //! `struct virtio_vsock_hdr`; all fields little-endian).
 
 /// Length of an encoded header in bytes.
-pub(crate) const HEADER_LEN: usize = 44;
+pub const HEADER_LEN: usize = 44;
 
 /// The host's context id.
-pub(crate) const HOST_CID: u64 = 2;
+pub const HOST_CID: u64 = 2;
 
 /// The only socket type offered: a byte stream.
 pub(crate) const TYPE_STREAM: u16 = 1;

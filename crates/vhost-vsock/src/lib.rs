@@ -7,6 +7,7 @@
 //! - `connection`, `credit`, `tx_buffer`: one connection; no queues, no epoll.
 //! - `header`, `connect_line`: parsers of what the guest and host programs say.
 //! - `host_sockets`: the Unix sockets themselves.
+//! - `fuzzing`: entry points for fuzz targets, with the feature of that name.
 //!
 //! One thread moves all data, driven by epoll; a second one answers QEMU's
 //! control messages and a third waits for that to end. The guest is hostile:
@@ -26,6 +27,8 @@ mod connection;
 mod credit;
 mod device;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod header;
 mod host_sockets;
 mod muxer;
