@@ -12,6 +12,7 @@ use crate::model::{MacAddress, NetworkConfig, NetworkUpdate, RateLimiter};
 use crate::qemu::Link;
 use crate::relay::{Limits, Relay};
 use crate::tap;
+use crate::traffic::Traffic;
 
 /// An interface with its tap device, which is ours from the moment it is configured.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Interface {
     /// Present if a limiter was configured before the start, if only one that does not limit: frames then go
     /// through a [`Relay`], and limits can be changed.
     limits: Option<Limits>,
+    /// What had gone over the tap device before it was ours.
+    before: Traffic,
 }
 
 impl Interface {
@@ -40,10 +43,13 @@ impl Interface {
         config.rx_rate_limiter = config.rx_rate_limiter.and_then(RateLimiter::effective);
         config.tx_rate_limiter = config.tx_rate_limiter.and_then(RateLimiter::effective);
         let tap = tap::open(&config.host_dev_name, !limited)?;
+        // Where it cannot be read now, it cannot later.
+        let before = Traffic::read(&config.host_dev_name);
         Ok(Self {
             config,
             tap,
             limits,
+            before: before.ok().flatten().unwrap_or_default(),
         })
     }
 
@@ -59,6 +65,13 @@ impl Interface {
                 Ok((Link::Socket(of_qemu), Some(relay)))
             }
         }
+    }
+
+    /// What has gone over it, under Firecracker's names; none where the kernel does not say.
+    #[must_use]
+    pub fn traffic(&self) -> Option<[(&'static str, u64); 4]> {
+        let now = Traffic::read(&self.config.host_dev_name).ok().flatten()?;
+        Some(now.since(self.before))
     }
 
     /// Changes limits.

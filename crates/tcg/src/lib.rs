@@ -4,7 +4,7 @@
 //! vsock sockets and exit codes; the guest runs in a QEMU microvm under TCG. QEMU starts at `InstanceStart` and
 //! never outlives this process.
 //!
-//! - [`cli`], [`run`]: the program. [`exit`]: its exit codes. [`jail`]: what a jail must show it. [`logger`], [`metrics`]: its output.
+//! - [`cli`], [`run`]: the program. [`exit`]: its exit codes. [`jail`]: what a jail must show it. [`logger`], [`metrics`], [`traffic`]: its output.
 //! - [`api`]: HTTP; [`model`]: the bodies; [`fault`]: the failures.
 //! - [`controller`]: what is allowed when; [`resources`], [`drive`], [`interface`], [`tap`], [`vsock`]: the configuration
 //!   before the start.
@@ -37,5 +37,6 @@ pub mod relay;
 pub mod resources;
 pub mod run;
 pub mod tap;
+pub mod traffic;
 pub mod tsc;
 pub mod vsock;

@@ -1,5 +1,7 @@
 //! Changes to the devices of a running guest.
 
+use std::collections::BTreeMap;
+
 use super::{Controller, Reply, json};
 use crate::drive::DriveFile;
 use crate::fault::{BalloonDeviceFault, BalloonFault, Fault, UpdateFault};
@@ -35,19 +37,22 @@ impl Controller {
         Ok(())
     }
 
-    /// Takes over the drives' counters, each drive's and the sums of all.
+    /// Takes over the drives' counters.
     pub(super) fn count_drives(&self, counters: &[DriveCounters]) {
-        for (drive, counters) in self.resources.drives().iter().zip(counters) {
-            let group = format!("block_{}", drive.config.drive_id);
-            for &(name, total) in counters {
-                metrics::set_total(group.clone(), name, total);
-            }
-        }
-        let names = counters.first().into_iter().flatten();
-        for (at, &(name, _)) in names.enumerate() {
-            let sum = counters.iter().map(|drive| drive[at].1).sum();
-            metrics::set_total("block", name, sum);
-        }
+        let drives = self.resources.drives().iter().zip(counters);
+        count(
+            "block",
+            drives.map(|(drive, counters)| (drive.config.drive_id.as_str(), *counters)),
+        );
+    }
+
+    /// Takes over the network interfaces' counters.
+    pub(super) fn count_interfaces(&self) {
+        let interfaces = self.resources.interfaces().iter();
+        count(
+            "net",
+            interfaces.filter_map(|it| Some((it.config.iface_id.as_str(), it.traffic()?))),
+        );
     }
 
     pub(super) fn balloon(&self) -> Result<Reply, Fault> {
@@ -109,5 +114,22 @@ impl Controller {
         machine.set_statistics_interval(seconds).await?;
         balloon.stats_polling_interval_s = seconds;
         Ok(())
+    }
+}
+
+/// Takes over the counters of all devices of a kind, each device's and their sums, as Firecracker groups them.
+fn count<'a, const N: usize>(
+    kind: &'static str,
+    devices: impl Iterator<Item = (&'a str, [(&'static str, u64); N])>,
+) {
+    let mut sums = BTreeMap::<_, u64>::new();
+    for (id, counters) in devices {
+        for (name, total) in counters {
+            metrics::set_total(format!("{kind}_{id}"), name, total);
+            *sums.entry(name).or_default() += total;
+        }
+    }
+    for (name, total) in sums {
+        metrics::set_total(kind, name, total);
     }
 }

@@ -207,12 +207,13 @@ impl Controller {
         Ok(())
     }
 
-    /// Writes a line of metrics, with what the drives of a running guest have done.
+    /// Writes a line of metrics, with what the drives and network interfaces of a running guest have done.
     ///
     /// # Errors
     /// It cannot be written.
     pub async fn flush_metrics(&self) -> io::Result<()> {
         if let Some(machine) = &self.machine {
+            self.count_interfaces();
             match machine.drive_counters().await {
                 Ok(counters) => self.count_drives(&counters),
                 // The line is worth having without them.

@@ -88,7 +88,7 @@ fn a_guest_from_start_to_reboot() {
     }
     pause_and_resume(&mut vmm);
     vmm.action("FlushMetrics");
-    metrics_count(directory.path());
+    metrics_count(directory.path(), taps.is_some());
 
     vmm.shell("sync; reboot -f >/dev/null 2>&1 &");
     let status = vmm.wait();
@@ -145,7 +145,7 @@ fn state_machine_after_the_start(vmm: &Vmm) {
     vmm.action("FlushMetrics");
 }
 
-fn metrics_count(directory: &Path) {
+fn metrics_count(directory: &Path, network: bool) {
     let lines = fs::read_to_string(directory.join("metrics")).unwrap();
     let sum = |group: &str, name: &str| -> u64 {
         lines
@@ -172,6 +172,12 @@ fn metrics_count(directory: &Path) {
             .sum::<u64>()
     );
     assert_eq!(sum("put_api_requests", "drive_count"), 3);
+    if network {
+        let sent = ["net_net", "net_slow"].map(|it| sum(it, "tx_bytes_count"));
+        assert!(sent[0] > 1_000_000 && sent[1] > 2_000_000, "{sent:?}");
+        assert_eq!(sum("net", "tx_bytes_count"), sent[0] + sent[1]);
+        assert!(sum("net", "rx_packets_count") > 10);
+    }
 }
 
 fn pause_and_resume(vmm: &mut Vmm) {
