@@ -6,6 +6,7 @@ BIN      := $(TARGET)/$(HOST)/release
 BUILD    := build
 GUEST    := $(BUILD)/guest
 RUN_DIR  := $(BUILD)/run
+KERNELS  := $(BUILD)/kernels
 NEWER    := $(BUILD)/containerd-newer
 
 # What `make run` runs.
@@ -20,13 +21,14 @@ RUNTIME  := /var/lib/firecracker-containerd/runtime
 CONFIG   := /etc/containerd/firecracker-runtime.json
 HOST_BIN := containerd-shim-aws-firecracker firecracker-tcg firecracker-image
 
-.PHONY: help run test lint build guest deps newer install uninstall clean clean-run
+.PHONY: help run test lint fuzz build guest deps newer install uninstall clean clean-run
 
 help:
 	@echo 'make run        run a container in a microVM under a private containerd'
 	@echo '                (IMAGE=... CMD=... choose another one; RUN_ARGS=--help lists more)'
 	@echo 'make test       every test: unit, integration, end-to-end with real VMs'
 	@echo 'make lint       formatting and clippy, warnings are errors'
+	@echo 'make fuzz       every fuzz target for a minute'
 	@echo 'make install    install for the containerd of this machine (PREFIX, DESTDIR)'
 	@echo 'make uninstall  remove what install put there, but not the configuration'
 	@echo 'make clean-run  remove the private containerd and all it stored'
@@ -42,7 +44,7 @@ build:
 	@cargo build --release --locked --workspace
 
 guest: build
-	@$(BIN)/firecracker-image build --output $(GUEST) \
+	@$(BIN)/firecracker-image build --output $(GUEST) --cache $(KERNELS) \
 	    --agent $(BIN)/firecracker-agent --initrd-init $(BIN)/firecracker-initrd
 
 newer:
@@ -52,11 +54,15 @@ test:
 	@scripts/install-deps.sh test
 	@$(MAKE) --no-print-directory build guest newer
 	@FC_BIN_DIR=$(abspath $(BIN)) FC_GUEST_DIR=$(abspath $(GUEST)) \
+	    FC_TEST_KERNEL_DIR=$$(ls -d $(abspath $(KERNELS))/linux-image-* | tail -n 1) \
 	    FC_CONTAINERD_NEWER=$(abspath $(NEWER))/usr/bin scripts/test.sh
 
 lint:
 	@cargo fmt --all --check
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
+
+fuzz:
+	@scripts/fuzz.sh
 
 install: build guest
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(RUNTIME) $(DESTDIR)$(dir $(CONFIG))

@@ -5,12 +5,11 @@
 //! with `#` are skipped; no such file means that the kernel has everything built in.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::kmod::init_module;
 
 const DIR: &str = "/modules";
 
@@ -19,8 +18,8 @@ const DIR: &str = "/modules";
 pub(crate) enum ModuleError {
     #[error("Cannot read {DIR}/order")]
     Order(#[source] io::Error),
-    #[error("Cannot open module {path}")]
-    Open {
+    #[error("Cannot read module {path}")]
+    Read {
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -55,13 +54,15 @@ fn parse(order: &str) -> impl Iterator<Item = (PathBuf, &str)> {
 }
 
 fn load(path: PathBuf, parameters: &str) -> Result<(), ModuleError> {
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(source) => return Err(ModuleError::Open { path, source }),
+    let image = match std::fs::read(&path) {
+        Ok(image) => image,
+        Err(source) => return Err(ModuleError::Read { path, source }),
     };
     // A line of text has no NUL unless the file is damaged; the module then gets no parameters.
     let parameters = CString::new(parameters).unwrap_or_default();
-    match finit_module(&file, &parameters, ModuleInitFlags::empty()) {
+    // Not finit_module: the kernel closes the files that it unpacked in the background, and until
+    // then refuses to execute or load them (ETXTBSY).
+    match init_module(&image, &parameters) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(source) => Err(ModuleError::Load { path, source }),
     }
