@@ -127,3 +127,54 @@ impl Interface {
         Ok(MacAddress(bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(limited: bool) -> Interface {
+        let limit = || Arc::new(Limit::new(RateLimiter::default()));
+        Interface {
+            config: NetworkConfig::default(),
+            tap: File::open("/dev/null").unwrap(),
+            limits: limited.then(|| Limits {
+                rx: limit(),
+                tx: limit(),
+            }),
+            before: Traffic::default(),
+        }
+    }
+
+    fn update(json: &str) -> NetworkUpdate {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn random_addresses_differ_and_are_local() {
+        let interface = interface(false);
+        let (first, second) = (interface.mac().unwrap(), interface.mac().unwrap());
+        assert_ne!(first, second);
+        assert_eq!(first.0[0] & 3, 2, "{first}");
+    }
+
+    #[test]
+    fn limits_change_where_there_are_some() {
+        let rx =
+            update(r#"{"iface_id":"a","rx_rate_limiter":{"ops":{"size":5,"refill_time":10}}}"#);
+        let end =
+            update(r#"{"iface_id":"a","rx_rate_limiter":{"ops":{"size":0,"refill_time":0}}}"#);
+        let mut limited = interface(true);
+        limited.update(&rx).unwrap();
+        assert_eq!(limited.config.rx_rate_limiter, rx.rx_rate_limiter);
+        assert_eq!(limited.config.tx_rate_limiter, None);
+        limited.update(&end).unwrap();
+        assert_eq!(limited.config.rx_rate_limiter, None);
+
+        let mut plain = interface(false);
+        assert!(matches!(
+            plain.update(&rx),
+            Err(NetworkFault::LimiterTooLate)
+        ));
+        plain.update(&end).unwrap();
+    }
+}

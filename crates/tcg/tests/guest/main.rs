@@ -227,12 +227,21 @@ fn qemu_never_outlives_us() {
     let Some(guest) = Guest::make(directory.path()) else {
         return;
     };
-    let config = json!({ "boot-source": boot_source(&guest, true), "drives": [] });
+    let balloon = json!({ "amount_mib": 4, "deflate_on_oom": false });
+    let config = json!({
+        "boot-source": boot_source(&guest, true), "drives": [], "balloon": balloon, "network-interfaces": [],
+    });
     fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
     let mut vmm = Vmm::start_with(directory.path(), |command| {
         command.args(["--config-file", "config.json"]);
     });
     vmm.wait_line("READY");
+    assert_eq!(vmm.request("GET", "/balloon", "").1["amount_mib"], 4);
+    let fault = vmm.request("GET", "/balloon/statistics", "").1;
+    assert_eq!(
+        fault["fault_message"],
+        "Internal VMM error: Balloon: Received stats query when stats are disabled."
+    );
     let qemu = vmm.qemu().expect("QEMU is no child");
     vmm.kill();
     let deadline = Instant::now() + Duration::from_secs(5);
