@@ -1,4 +1,4 @@
-//! Devices that a VMM may not offer: the balloon and network interfaces.
+//! What a VMM may not offer: the balloon, network interfaces, limits on drives.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -28,13 +28,26 @@ pub const BEFORE_START: &[(&str, Kind, OnBinary)] = &[
 pub const RUNNING: &[(&str, Kind, OnGuest)] = &[
     ("devices::balloon_running", Kind::Balloon, balloon_running),
     ("devices::network_running", Kind::Network, network_running),
+    (
+        "devices::drive_limit_holds_and_can_be_lifted",
+        Kind::DriveLimit,
+        drive_limit,
+    ),
 ];
 
-/// A device that not every VMM offers.
+/// What not every VMM offers.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     Balloon,
     Network,
+    DriveLimit,
+}
+
+impl Kind {
+    /// Whether its driver in the guest comes from the root image.
+    pub fn needs_driver(self) -> bool {
+        !matches!(self, Self::DriveLimit)
+    }
 }
 
 /// Which of them a VMM offers here, or why not.
@@ -42,6 +55,7 @@ pub enum Kind {
 pub struct Offers {
     balloon: Result<(), String>,
     network: Result<(), String>,
+    drive_limit: Result<(), String>,
 }
 
 impl Offers {
@@ -51,6 +65,7 @@ impl Offers {
         Self {
             balloon: nothing(),
             network: nothing(),
+            drive_limit: nothing(),
         }
     }
 
@@ -62,6 +77,7 @@ impl Offers {
             let fault = vmm.request("PUT", path, &body).fault().to_owned();
             match fault.strip_prefix("The requested operation is not supported: ") {
                 Some(why) => Err(why.to_owned()),
+                None if fault.contains("is not offered") => Err(fault),
                 // Whatever else may be wrong with it is for the cases to find out.
                 None => Ok(()),
             }
@@ -72,6 +88,13 @@ impl Offers {
                 let body = interface("eth0", &tap.name, "06:00:00:00:00:01");
                 ask("/network-interfaces/eth0", body)
             }),
+            drive_limit: ask(
+                "/drives/a",
+                json!({
+                    "drive_id": "a", "path_on_host": "/dev/null", "is_root_device": false, "is_read_only": true,
+                    "rate_limiter": { "bandwidth": { "size": 1_000_000, "refill_time": 1000 } },
+                }),
+            ),
         }
     }
 
@@ -80,6 +103,7 @@ impl Offers {
         match kind {
             Kind::Balloon => self.balloon.clone(),
             Kind::Network => self.network.clone(),
+            Kind::DriveLimit => self.drive_limit.clone(),
         }
     }
 }
@@ -283,4 +307,29 @@ fn network_running(guest: &mut Guest) {
         .vmm
         .refuse("PATCH", "/network-interfaces/eth9", &unknown);
     assert!(fault.starts_with("Network config error: "), "{fault}");
+}
+
+/// Half a MiB per second for a file of two, of which the first half comes at once.
+fn drive_limit(guest: &mut Guest) {
+    let patch = |guest: &Guest, limit: Value| {
+        let body = json!({ "drive_id": "ro", "path_on_host": "image", "rate_limiter": { "bandwidth": limit } });
+        guest.vmm.accept("PATCH", "/drives/ro", &body);
+    };
+    let read = |guest: &mut Guest| {
+        guest.wait_for("cat /sys/block/vdb/size", "4096");
+        guest.shell("echo 3 > /proc/sys/vm/drop_caches");
+        let start = Instant::now();
+        assert_eq!(guest.shell("cat /dev/vdb | wc -c"), (2 << 20).to_string());
+        start.elapsed()
+    };
+    patch(guest, json!({ "size": 512 * 1024, "refill_time": 1000 }));
+    let limited = read(guest);
+    assert!(limited > Duration::from_secs(2), "{limited:?}");
+    // A limit of nothing is none.
+    patch(guest, json!({ "size": 0, "refill_time": 0 }));
+    let unlimited = read(guest);
+    assert!(
+        unlimited < limited / 2,
+        "{unlimited:?}, limited {limited:?}"
+    );
 }
