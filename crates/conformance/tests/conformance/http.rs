@@ -14,6 +14,7 @@ pub const CASES: &[(&str, OnBinary)] = &[
     ("http::body_after_100_continue", expect_continue),
     ("http::connections_at_once", connections_at_once),
     ("http::body_limit", body_limit),
+    ("http::deprecated_fields_are_told", deprecated_fields),
     ("http::malformed", malformed),
 ];
 
@@ -40,6 +41,9 @@ fn pipelined(binary: &Path) {
     );
     assert!(connection.answer().body["firecracker_version"].is_string());
     assert_eq!(connection.answer().body["mem_size_mib"], 128);
+    // A whole URI is as good as a path.
+    connection.send(b"GET http://localhost/version HTTP/1.1\r\n\r\n");
+    assert!(connection.answer().body["firecracker_version"].is_string());
 }
 
 fn headers(binary: &Path) {
@@ -92,8 +96,9 @@ fn connections_at_once(binary: &Path) {
     }
 }
 
+/// A body that is too long is a broken request, not one that is answered with a reason. (What is answered is not
+/// quite JSON either.)
 fn body_limit(binary: &Path) {
-    // The default, and one of ours; a body of just the limit is taken and is no JSON.
     for (args, limit) in [
         (&[][..], 51_200),
         (&["--http-api-max-payload-size", "1000"], 1000),
@@ -102,11 +107,48 @@ fn body_limit(binary: &Path) {
         let vmm = Vmm::start(binary, directory.path(), args);
         let put = |length| {
             let body = " ".repeat(length);
-            vmm.connect().request("PUT", "/logger", &body).status
+            vmm.connect().request("PUT", "/logger", &body)
         };
-        assert_eq!(put(limit), 400);
-        assert_eq!(put(limit + 1), 413);
+        // Just short enough to be looked at.
+        let fault = put(limit).fault().to_owned();
+        assert!(fault.contains("deserializing"), "{fault}");
+        let answer = put(limit + 1);
+        let text = format!(
+            "Request payload with size {} is larger than the limit of {limit} allowed by server.",
+            limit + 1
+        );
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(answer.body.to_string().contains(&text), "{answer:?}");
         assert_eq!(vmm.state(), "Not started");
+    }
+}
+
+fn deprecated_fields(binary: &Path) {
+    let directory = tempfile::tempdir().unwrap();
+    let vmm = Vmm::start(binary, directory.path(), &[]);
+    for (path, body, deprecated) in [
+        (
+            "/vsock",
+            json!({ "guest_cid": 3, "uds_path": "v.sock" }),
+            None,
+        ),
+        (
+            "/vsock",
+            json!({ "vsock_id": "v", "guest_cid": 3, "uds_path": "v.sock" }),
+            Some("true"),
+        ),
+        (
+            "/machine-config",
+            json!({ "vcpu_count": 1, "mem_size_mib": 128, "cpu_template": "None" }),
+            Some("true"),
+        ),
+    ] {
+        let answer = vmm.request("PUT", path, &body);
+        assert_eq!(
+            (answer.status, answer.header("deprecation")),
+            (204, deprecated),
+            "{path} {body}"
+        );
     }
 }
 
