@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use fc_conformance::subject::GuestFiles;
 use fc_conformance::vmm::Vmm;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::running::Guest;
 use crate::{OnGuest, file};
@@ -61,6 +61,14 @@ fn patch(guest: &Guest, id: &str, path: &str) {
     guest.vmm.accept("PATCH", &format!("/drives/{id}"), &body);
 }
 
+/// The file that the configuration names; the drives of a running guest are told in any order.
+fn path_of(guest: &Guest, id: &str) -> Value {
+    let config = guest.vmm.get("/vm/config");
+    let drives = config["drives"].as_array().unwrap();
+    let drive = drives.iter().find(|drive| drive["drive_id"] == id);
+    drive.unwrap_or_else(|| panic!("no {id} in {config}"))["path_on_host"].clone()
+}
+
 fn wait_for_sectors(guest: &mut Guest, disk: &str, sectors: u64) {
     guest.wait_for(&format!("cat /sys/block/{disk}/size"), &sectors.to_string());
 }
@@ -88,10 +96,7 @@ fn patch_read_only(guest: &mut Guest) {
         guest.shell("echo x 2>/dev/null > /dev/vdb || echo refused"),
         "refused"
     );
-    assert_eq!(
-        guest.vmm.get("/vm/config")["drives"][1]["path_on_host"],
-        "stub.attached"
-    );
+    assert_eq!(path_of(guest, "ro"), "stub.attached");
     patch(guest, "ro", "stub");
     wait_for_sectors(guest, "vdb", 1);
     patch(guest, "ro", "image");
@@ -133,10 +138,7 @@ fn patch_missing(guest: &mut Guest) {
         guest.shell("head -c 4 /dev/vdb; head -c 5 /dev/vdc"),
         "IIIIhello"
     );
-    assert_eq!(
-        guest.vmm.get("/vm/config")["drives"][2]["path_on_host"],
-        "disk"
-    );
+    assert_eq!(path_of(guest, "rw"), "disk");
 }
 
 fn patch_of_nothing(guest: &mut Guest) {
