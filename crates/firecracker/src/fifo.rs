@@ -123,7 +123,8 @@ async fn drain(mut receiver: Receiver, mut cutter: LineCutter, tail: Tail, each:
     }
 }
 
-/// Logs `<time> [<id>:<thread>:<LEVEL>:...] <text>`, as Firecracker writes it, with its level.
+/// Logs `<time> [<id>:<thread>:<LEVEL>:...] <text>`, as Firecracker writes it, with its level; but
+/// what is only information there, one line for each call of the API, is for debugging here.
 fn log_line(line: &str) {
     let level = line
         .split_once('[')
@@ -132,8 +133,7 @@ fn log_line(line: &str) {
     match level {
         Some("ERROR") => tracing::error!(target: "vmm_log", "{line}"),
         Some("WARN") => tracing::warn!(target: "vmm_log", "{line}"),
-        Some("DEBUG") => tracing::debug!(target: "vmm_log", "{line}"),
         Some("TRACE") => tracing::trace!(target: "vmm_log", "{line}"),
-        _ => tracing::info!(target: "vmm_log", "{line}"),
+        _ => tracing::debug!(target: "vmm_log", "{line}"),
     }
 }

@@ -15,11 +15,13 @@ use fc_proto::task::TaskClient;
 use fc_proto::task::api::{
     DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest,
 };
+use fc_proto::ttrpc::Error as RpcError;
 use fc_proto::ttrpc::asynchronous::Client;
 use fc_proto::ttrpc::asynchronous::transport::Socket;
 use fc_proto::ttrpc::context::{Context, with_duration};
 use fc_vm::lock::{LockError, StartLock};
 use fc_vm::machine::NAMESPACE_KEY;
+use fc_vm::process::ProcessId;
 use fc_vm::state::{self, UndoError};
 use fc_vm::{address, ident};
 
@@ -33,6 +35,9 @@ const SIGKILL: u32 = 9;
 /// Bound on each call to a shim that lives.
 const CALL_BOUND: Duration = Duration::from_secs(3);
 
+/// How long a shim that does not answer any more may take to end.
+const ENDING_BOUND: Duration = Duration::from_secs(3);
+
 /// Why something could not be cleaned up.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
@@ -45,6 +50,17 @@ pub enum DeleteError {
     /// The VM's lock.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The VM's shim neither answers nor ends.
+    #[error(
+        "The shim of VM {vm_id:?} (process {}) neither answers nor ends; kill it",
+        pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string())
+    )]
+    Stuck {
+        /// Id of the VM.
+        vm_id: String,
+        /// The shim's process, if it is known.
+        pid: Option<u32>,
+    },
     /// Something that a dead shim left.
     #[error("Cannot clean up after the VM's shim")]
     Undo(#[source] UndoError),
@@ -83,31 +99,44 @@ fn vm_id(args: &Args) -> Option<String> {
 fn clean_up(args: &Args, vm_id: &str) -> Result<(), DeleteError> {
     let config = Config::load()?.config;
     let dir = start::vm_dir(&config, &args.namespace, vm_id)?;
-    let Some(start_lock) = StartLock::take_existing(&dir)? else {
-        return Ok(());
-    };
-    let shim_lock = start_lock.try_shim_lock()?;
-    if shim_lock.is_some() {
-        return match state::undo(&dir).into_iter().next() {
-            Some(error) => Err(DeleteError::Undo(error)),
-            None => Ok(()),
-        };
-    }
-    drop(start_lock);
     let socket = address::task_socket(&args.address, &args.namespace, vm_id);
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(DeleteError::Runtime)?
-        .block_on(end_task(args, &socket));
+        .map_err(DeleteError::Runtime)?;
+    while let Some(start_lock) = StartLock::take_existing(&dir)? {
+        if start_lock.try_shim_lock()?.is_some() {
+            return match state::undo(&dir).into_iter().next() {
+                Some(error) => Err(DeleteError::Undo(error)),
+                None => Ok(()),
+            };
+        }
+        let holder = start_lock.holder();
+        drop(start_lock);
+        if runtime.block_on(end_task(args, &socket)) {
+            return Ok(());
+        }
+        // It holds the lock and does not answer, so it is ending: the kernel closes a killed
+        // process's sockets, which is what brought us here, some time before its lock.
+        let gone = match holder.and_then(ProcessId::of) {
+            None => holder.is_some(),
+            Some(process) => process.wait(ENDING_BOUND).unwrap_or(false),
+        };
+        if !gone {
+            return Err(DeleteError::Stuck {
+                vm_id: vm_id.to_owned(),
+                pid: holder,
+            });
+        }
+    }
     Ok(())
 }
 
-/// Ends the task in a shim that lives. A shim that does not know the task, or ends itself, is
-/// left alone; so every failure here means that there is nothing to do.
-async fn end_task(args: &Args, socket: &Path) {
+/// Ends the task in a shim that lives; says whether the shim answered. One that does not know the
+/// task, or refuses, is left alone.
+async fn end_task(args: &Args, socket: &Path) -> bool {
     let Ok(stream) = fc_vsock::unix::connect(socket).await else {
-        return;
+        return false;
     };
     let shim = TaskClient::new(Client::new(Socket::new(stream)));
     let id = args.id.clone();
@@ -117,12 +146,16 @@ async fn end_task(args: &Args, socket: &Path) {
         all: true,
         ..KillRequest::default()
     };
-    if shim.kill(context(args), &kill).await.is_ok() {
-        let wait = WaitRequest {
-            id: id.clone(),
-            ..WaitRequest::default()
-        };
-        let _ = shim.wait(context(args), &wait).await;
+    match shim.kill(context(args), &kill).await {
+        Ok(_) => {
+            let wait = WaitRequest {
+                id: id.clone(),
+                ..WaitRequest::default()
+            };
+            let _ = shim.wait(context(args), &wait).await;
+        }
+        Err(RpcError::RpcStatus(_)) => {}
+        Err(_) => return false,
     }
     let delete = DeleteRequest {
         id: id.clone(),
@@ -135,6 +168,7 @@ async fn end_task(args: &Args, socket: &Path) {
         ..ShutdownRequest::default()
     };
     let _ = shim.shutdown(context(args), &shutdown).await;
+    true
 }
 
 fn context(args: &Args) -> Context {
