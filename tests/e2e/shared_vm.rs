@@ -1,14 +1,20 @@
 //! Containers that share a VM by annotation.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use fc_proto::control::{FirecrackerClient, StopVMRequest};
+use fc_proto::ttrpc::asynchronous::Client;
+use fc_proto::ttrpc::context::{self, Context};
 use sha2::{Digest, Sha256};
 
 use crate::OnInstance;
 use crate::fixture::Instance;
 
 /// Run with the machine's containerd.
-pub const TESTS: &[(&str, OnInstance)] = &[("shared_vm::join_fill_and_leave", join_fill_and_leave)];
+pub const TESTS: &[(&str, OnInstance)] = &[
+    ("shared_vm::join_fill_and_leave", join_fill_and_leave),
+    ("shared_vm::paused_and_resumed", paused_and_resumed),
+];
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "600"];
 const BOOT_ID: [&str; 2] = ["/bin/cat", "/proc/sys/kernel/random/boot_id"];
@@ -53,13 +59,69 @@ fn exists(on: &Instance, vm: &str) -> bool {
     on.vm_dirs().iter().any(|dir| dir.ends_with(&name))
 }
 
-/// Ends a VM that outlives its tasks, by the control API at the original's address
-/// ([SHM-7], [PATH-2]): a client of the original must find it there.
-pub fn stop_vm(on: &Instance, id: &str) {
-    use fc_proto::control::{FirecrackerClient, StopVMRequest};
-    use fc_proto::ttrpc::asynchronous::Client;
-    use fc_proto::ttrpc::context;
+/// A VM that was paused goes on where it was, but with the host's time.
+fn paused_and_resumed(on: &Instance) {
+    use fc_proto::control::{PauseVMRequest, ResumeVMRequest};
 
+    on.run_detached(
+        &["--annotation", "aws.firecracker.vm.id=paused"],
+        "p1",
+        &SLEEP,
+    );
+    let pause = Duration::from_secs(3);
+    control(on, "paused", async |client, context| {
+        let mut request = PauseVMRequest::new();
+        request.VMID = "paused".to_owned();
+        client.pause_vm(context(), &request).await.expect("PauseVM");
+        tokio::time::sleep(pause).await;
+        let mut request = ResumeVMRequest::new();
+        request.VMID = "paused".to_owned();
+        client
+            .resume_vm(context(), &request)
+            .await
+            .expect("ResumeVM");
+    });
+    let date = [
+        "task",
+        "exec",
+        "--exec-id",
+        "date",
+        "p1",
+        "/bin/date",
+        "+%s",
+    ];
+    let guest: u64 = on
+        .ctr(&date)
+        .expect(0)
+        .text()
+        .trim()
+        .parse()
+        .expect("seconds");
+    let host = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
+    assert!(
+        host.abs_diff(guest) < pause.as_secs() - 1,
+        "{guest}, not {host}"
+    );
+    on.remove("p1");
+    stop_vm(on, "paused");
+}
+
+/// Ends a VM that outlives its tasks.
+pub fn stop_vm(on: &Instance, id: &str) {
+    control(on, id, async |client, context| {
+        let mut request = StopVMRequest::new();
+        request.VMID = id.to_owned();
+        request.TimeoutSeconds = 10;
+        client.stop_vm(context(), &request).await.expect("StopVM");
+    });
+}
+
+/// Calls the control API of a VM at the original's address ([SHM-7], [PATH-2]): a client of the
+/// original must find it there.
+fn control(on: &Instance, id: &str, calls: impl AsyncFnOnce(FirecrackerClient, fn() -> Context)) {
     let joined = format!("{}/default/{id}", on.containerd.socket().display());
     let hash: String = Sha256::digest(joined)
         .iter()
@@ -72,13 +134,7 @@ pub fn stop_vm(on: &Instance, id: &str) {
         .expect("runtime");
     runtime.block_on(async {
         let client = Client::connect(&socket).await.expect("connect");
-        let mut request = StopVMRequest::new();
-        request.VMID = id.to_owned();
-        request.TimeoutSeconds = 10;
-        let context = context::with_duration(Duration::from_secs(15));
-        FirecrackerClient::new(client)
-            .stop_vm(context, &request)
-            .await
-            .expect("StopVM");
+        let context = || context::with_duration(Duration::from_secs(15));
+        calls(FirecrackerClient::new(client), context).await;
     });
 }

@@ -132,8 +132,10 @@ impl Firecracker for ControlService {
     }
 
     async fn resume_vm(&self, _: &TtrpcContext, request: ResumeVMRequest) -> ttrpc::Result<Empty> {
-        self.vmm(&request.VMID, async |vmm| {
-            vmm.resume().await?;
+        self.check(&request.VMID).map_err(CallError::into_rpc)?;
+        let shim = Arc::clone(&self.shim);
+        detached(async move {
+            shim.vm().await?.machine.resume().await?;
             Ok(Empty::default())
         })
         .await

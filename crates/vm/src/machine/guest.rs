@@ -151,6 +151,26 @@ impl Guest {
         Ok(())
     }
 
+    /// Sets the guest's clock to the host's. An agent of the original has no call for it.
+    pub(super) async fn set_clock(&self, vm_id: &str) -> Result<(), GuestError> {
+        if self.version.is_none() {
+            return Ok(());
+        }
+        let request = ConfigureRequest {
+            vm_id: vm_id.to_owned(),
+            unix_time_ns: i64::try_from(now_ns()).unwrap_or_default(),
+            ..ConfigureRequest::default()
+        };
+        let agent = AgentClient::new(self.client.clone());
+        match agent.configure(self.bounded(ANSWER_BOUND), &request).await {
+            Ok(_) => Ok(()),
+            Err(source) => Err(GuestError::Call {
+                call: "Configure",
+                source,
+            }),
+        }
+    }
+
     /// The task service.
     #[must_use]
     pub fn tasks(&self) -> TaskClient {

@@ -12,7 +12,7 @@ mod stop;
 
 use std::path::{Path, PathBuf};
 
-use fc_client::{Client, FifoDrain, Vmm, VmmEnd};
+use fc_client::{ApiError, Client, FifoDrain, Vmm, VmmEnd};
 use fc_drives::Drives;
 
 pub use boot::boot;
@@ -101,6 +101,19 @@ impl Machine {
     #[must_use]
     pub fn metrics_fifo(&self) -> &Path {
         &self.fifos.metrics
+    }
+
+    /// Lets a paused VM go on, with the host's time: how much of the pause a guest notices by itself
+    /// depends on its clock source.
+    ///
+    /// # Errors
+    /// The VMM's. A clock that cannot be set is only logged.
+    pub async fn resume(&self) -> Result<(), ApiError> {
+        self.vmm.client().resume().await?;
+        if let Err(error) = self.guest.set_clock(self.dir.vm_id()).await {
+            tracing::warn!(error = %chain(&error), "Cannot set the guest's clock after the pause");
+        }
+        Ok(())
     }
 
     /// Resolves when the VMM has ended, at once if it has already.
