@@ -75,14 +75,14 @@ impl Drive {
     /// Checks the configuration and opens the file.
     ///
     /// # Errors
-    /// A required field is missing, a field asks for what is not offered, or the file cannot be opened.
+    /// There is not one path, what is asked for is not offered, or the file cannot be opened.
     pub fn new(mut config: DriveConfig) -> Result<Self, BlockFault> {
-        if config.socket.is_some() {
-            return Err(BlockFault::NotOffered("A vhost-user block device"));
-        }
-        let (Some(path), Some(read_only)) = (&config.path_on_host, config.is_read_only) else {
-            return Err(BlockFault::InvalidConfig);
+        let path = match (&config.path_on_host, &config.socket) {
+            (Some(path), None) => path,
+            (None, Some(_)) => return Err(BlockFault::NotOffered("A vhost-user block device")),
+            _ => return Err(BlockFault::InvalidConfig),
         };
+        let read_only = *config.is_read_only.get_or_insert(false);
         let backing = DriveFile::open(path, read_only)?;
         config.rate_limiter = config.rate_limiter.and_then(RateLimiter::effective);
         config.io_engine.get_or_insert_default();
@@ -157,10 +157,31 @@ mod tests {
             Drive::new(no_path),
             Err(BlockFault::InvalidConfig)
         ));
-        let socket = DriveConfig {
+        let both = DriveConfig {
             socket: Some("s".into()),
             ..config("")
         };
+        assert!(matches!(
+            Drive::new(both.clone()),
+            Err(BlockFault::InvalidConfig)
+        ));
+        let socket = DriveConfig {
+            path_on_host: None,
+            ..both
+        };
         assert!(matches!(Drive::new(socket), Err(BlockFault::NotOffered(_))));
+    }
+
+    #[test]
+    fn writable_unless_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let untold = DriveConfig {
+            is_read_only: None,
+            ..config(file.path().to_str().unwrap())
+        };
+        let mut drive = Drive::new(untold).unwrap();
+        assert!(!drive.read_only() && !drive.mode().read_only);
+        assert_eq!(drive.config.is_read_only, Some(false));
+        std::io::Write::write_all(&mut drive.backing.file, b"x").unwrap();
     }
 }

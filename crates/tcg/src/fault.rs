@@ -8,7 +8,8 @@ use crate::kernel_image::KernelImageError;
 use crate::model::{MacAddress, MachineConfigError};
 use crate::qemu::QemuError;
 
-/// A failed request: HTTP status 400 (413 for [`Fault::PayloadTooLarge`]) and this text as `fault_message`.
+/// A failed request: HTTP status 400 and this text as `fault_message`, but for [`Fault::PayloadTooLarge`] in a body of
+/// its own kind.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Fault {

@@ -111,8 +111,13 @@ fn configuration_calls() {
             "{fault}"
         );
     }
-    let (status, _) = vmm.request("PUT", "/logger", &" ".repeat(60_000));
-    assert_eq!(status, 413);
+    let (status, answer) = vmm.request("PUT", "/logger", &" ".repeat(60_000));
+    assert_eq!(status, 400);
+    let answer = answer.as_str().unwrap();
+    assert!(
+        answer.contains("with size 60000 is larger than the limit of 51200"),
+        "{answer}"
+    );
     assert_eq!(vmm.request("GET", "/", "").0, 200);
 }
 

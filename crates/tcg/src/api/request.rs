@@ -63,6 +63,16 @@ impl Action {
                 | Self::InstanceStart
         )
     }
+
+    /// The deprecated field that the request has set.
+    #[must_use]
+    pub fn deprecated_field(&self) -> Option<&'static str> {
+        match self {
+            Self::PutVsock(config) if config.vsock_id.is_some() => Some("vsock_id"),
+            Self::UpdateMachine(update) if update.cpu_template.is_some() => Some("cpu_template"),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -337,5 +347,35 @@ mod tests {
         assert!(parse("PUT", "/logger", br#"{"level":"WARNING"}"#).is_ok());
         assert!(fault("PUT", "/machine-config", r#"{"vcpu_count":1}"#).contains("mem_size_mib"));
         assert!(fault("PUT", "/boot-source", "{").starts_with(start));
+        assert_eq!(
+            fault("PATCH", "/machine-config", r#"{"cpu_template":"T9"}"#),
+            format!(
+                "{start}unknown variant `T9`, expected one of `C3`, `T2`, `T2S`, `None`, `T2CL`, `T2A` at line 1 \
+                 column 20."
+            )
+        );
+    }
+
+    #[test]
+    fn deprecated_fields() {
+        let deprecated = |method, path, body: &str| {
+            parse(method, path, body.as_bytes())
+                .unwrap()
+                .deprecated_field()
+        };
+        let vsock = r#"{"vsock_id":"v","guest_cid":3,"uds_path":"v"}"#;
+        assert_eq!(deprecated("PUT", "/vsock", vsock), Some("vsock_id"));
+        let vsock = r#"{"guest_cid":3,"uds_path":"v"}"#;
+        assert_eq!(deprecated("PUT", "/vsock", vsock), None);
+        for (template, field) in [
+            (r#""None""#, Some("cpu_template")),
+            (r#""T2""#, Some("cpu_template")),
+            ("null", None),
+        ] {
+            let body = format!(r#"{{"vcpu_count":1,"mem_size_mib":1,"cpu_template":{template}}}"#);
+            for method in ["PUT", "PATCH"] {
+                assert_eq!(deprecated(method, "/machine-config", &body), field);
+            }
+        }
     }
 }

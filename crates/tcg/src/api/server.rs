@@ -16,9 +16,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 
-use super::request::parse;
+use super::request::{Action, parse};
 use crate::controller::{Controller, Reply};
 use crate::fault::Fault;
+use crate::metrics;
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -104,47 +105,12 @@ async fn respond(
     limit: usize,
 ) -> Response<Full<Bytes>> {
     // In a task of its own: a client that hangs up must not stop a request half way.
-    let outcome = tokio::spawn(handle(request, controller, limit)).await;
-    let (status, body) = match outcome {
-        Ok(Ok(Reply::Empty)) => {
-            log::info!("The request was executed successfully. Status code: 204 No Content.");
-            (StatusCode::NO_CONTENT, None)
-        }
-        Ok(Ok(Reply::Json(value))) => {
-            log::info!("The request was executed successfully. Status code: 200 OK.");
-            (StatusCode::OK, Some(value))
-        }
-        Ok(Err(fault)) => {
-            let status = match fault {
-                Fault::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-                _ => StatusCode::BAD_REQUEST,
-            };
-            log::error!("Received Error. Status code: {status}. Message: {fault}");
-            (
-                status,
-                Some(serde_json::json!({ "fault_message": fault.to_string() })),
-            )
-        }
-        Err(panic) => {
-            log::error!("A request panicked: {panic}");
-            let text = "Internal error: the request could not be completed.";
-            (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                Some(serde_json::json!({ "fault_message": text })),
-            )
-        }
-    };
-    let mut response = match body {
-        Some(value) => {
-            let mut response = Response::new(Full::from(value.to_string()));
-            response
-                .headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            response
-        }
-        None => Response::default(),
-    };
-    *response.status_mut() = status;
+    let answered = tokio::spawn(handle(request, controller, limit)).await;
+    let mut response = answered.unwrap_or_else(|panic| {
+        log::error!("A request panicked: {panic}");
+        let text = "Internal error: the request could not be completed.";
+        json(StatusCode::INTERNAL_SERVER_ERROR, fault_message(text))
+    });
     response
         .headers_mut()
         .insert(SERVER, HeaderValue::from_static("Firecracker API"));
@@ -155,7 +121,70 @@ async fn handle(
     request: Request<Incoming>,
     controller: Arc<Mutex<Controller>>,
     limit: usize,
-) -> Result<Reply, Fault> {
+) -> Response<Full<Bytes>> {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let action = match read_action(request, limit).await {
+        Ok(action) => action,
+        Err(fault) => return refusal(&fault),
+    };
+    let deprecated = action.deprecated_field();
+    let outcome = controller.lock().await.handle(action).await;
+    let mut response = match outcome {
+        Ok(Reply::Empty) => {
+            log::info!("The request was executed successfully. Status code: 204 No Content.");
+            let mut response = Response::default();
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
+        Ok(Reply::Json(value)) => {
+            log::info!("The request was executed successfully. Status code: 200 OK.");
+            json(StatusCode::OK, value.to_string())
+        }
+        Err(fault) => refusal(&fault),
+    };
+    if let Some(field) = deprecated {
+        log::warn!("{method} {path}: {field} field is deprecated.");
+        metrics::add("deprecated_api", "deprecated_http_api_calls");
+        response
+            .headers_mut()
+            .insert("deprecation", HeaderValue::from_static("true"));
+    }
+    response
+}
+
+fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn refusal(fault: &Fault) -> Response<Full<Bytes>> {
+    let status = StatusCode::BAD_REQUEST;
+    log::error!("Received Error. Status code: {status}. Message: {fault}");
+    json(status, refusal_body(fault))
+}
+
+fn refusal_body(fault: &Fault) -> String {
+    match fault {
+        // Firecracker's HTTP server itself refuses these. What it says is not quite JSON: the line break is a bare one.
+        Fault::PayloadTooLarge { .. } => {
+            format!(
+                "{{ \"error\": \"{fault}\nAll previous unanswered requests will be dropped.\" }}"
+            )
+        }
+        _ => fault_message(&fault.to_string()),
+    }
+}
+
+fn fault_message(text: &str) -> String {
+    serde_json::json!({ "fault_message": text }).to_string()
+}
+
+async fn read_action(request: Request<Incoming>, limit: usize) -> Result<Action, Fault> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let body = read_body(request, limit).await?;
@@ -163,8 +192,7 @@ async fn handle(
         "The API server received a {}.",
         describe(&method, &path, &body)
     );
-    let action = parse(method.as_str(), &path, &body)?;
-    controller.lock().await.handle(action).await
+    parse(method.as_str(), &path, &body)
 }
 
 async fn read_body(request: Request<Incoming>, limit: usize) -> Result<Bytes, Fault> {
@@ -197,4 +225,27 @@ fn describe(method: &Method, path: &str, body: &[u8]) -> String {
     }
     let body = std::str::from_utf8(body).unwrap_or("inconvertible to UTF-8");
     format!("{method} request on {path:?} with body {body:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_as_firecracker_words_them() {
+        let fault = Fault::PayloadTooLarge {
+            size: 11,
+            limit: 10,
+        };
+        assert_eq!(
+            refusal_body(&fault),
+            "{ \"error\": \"Request payload with size 11 is larger than the limit of 10 allowed by server.\n\
+             All previous unanswered requests will be dropped.\" }"
+        );
+        assert_eq!(refusal(&fault).status(), StatusCode::BAD_REQUEST);
+        assert_eq!(
+            refusal_body(&Fault::EmptyId),
+            r#"{"fault_message":"The ID cannot be empty."}"#
+        );
+    }
 }

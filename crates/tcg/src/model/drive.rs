@@ -35,9 +35,9 @@ pub struct DriveConfig {
     /// Default [`CacheType::Unsafe`].
     #[serde(default)]
     pub cache_type: CacheType,
-    /// Required here: without a vhost-user `socket` the drive is a file.
+    /// Whether the guest may only read; default no.
     pub is_read_only: Option<bool>,
-    /// Host path; required like `is_read_only`.
+    /// Host path; required here, as there is no vhost-user `socket` instead.
     pub path_on_host: Option<String>,
     /// Limits on the guest's I/O.
     pub rate_limiter: Option<RateLimiter>,

@@ -14,6 +14,20 @@ pub enum HugePages {
     TwoMib,
 }
 
+/// A set of processor features of Firecracker's, all for hardware virtualization; in the order in which it lists
+/// them to those who ask for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[allow(missing_docs)]
+pub enum CpuTemplate {
+    C3,
+    T2,
+    T2S,
+    /// Asks for nothing.
+    None,
+    T2CL,
+    T2A,
+}
+
 /// `PUT /machine-config` and the answer to `GET`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -25,9 +39,9 @@ pub struct MachineConfig {
     /// Whether pairs of processors are threads of one core.
     #[serde(default)]
     pub smt: bool,
-    /// Only `None` can be had: the emulated processor has its own fixed set of features.
+    /// Deprecated. Only [`CpuTemplate::None`] can be had: the emulated processor has its own fixed set of features.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_template: Option<String>,
+    pub cpu_template: Option<CpuTemplate>,
     /// For incremental snapshots; not offered.
     #[serde(default)]
     pub track_dirty_pages: bool,
@@ -57,7 +71,7 @@ pub struct MachineConfigUpdate {
     pub vcpu_count: Option<u8>,
     pub mem_size_mib: Option<usize>,
     pub smt: Option<bool>,
-    pub cpu_template: Option<String>,
+    pub cpu_template: Option<CpuTemplate>,
     pub track_dirty_pages: Option<bool>,
     pub huge_pages: Option<HugePages>,
 }
@@ -88,7 +102,7 @@ pub enum MachineConfigError {
     #[error("The memory size (MiB) is smaller than the previously set balloon device target size.")]
     IncompatibleBalloonSize,
     #[error("The CPU template {0:?} needs hardware virtualization: leave it out.")]
-    CpuTemplate(String),
+    CpuTemplate(CpuTemplate),
     #[error("Dirty page tracking serves snapshots, which firecracker-tcg does not offer.")]
     TrackDirtyPages,
 }
@@ -118,9 +132,9 @@ impl MachineConfig {
         if config.mem_size_mib == 0 || !config.mem_size_mib.is_multiple_of(page_mib) {
             return Err(MachineConfigError::InvalidMemorySize);
         }
-        match update.cpu_template.as_deref() {
-            None | Some("None") => {}
-            Some(template) => return Err(MachineConfigError::CpuTemplate(template.to_owned())),
+        match update.cpu_template {
+            None | Some(CpuTemplate::None) => {}
+            Some(template) => return Err(MachineConfigError::CpuTemplate(template)),
         }
         if config.track_dirty_pages {
             return Err(MachineConfigError::TrackDirtyPages);
@@ -154,8 +168,8 @@ mod tests {
             Err(InvalidMemorySize)
         );
         assert_eq!(
-            update(r#"{"cpu_template":"T2"}"#),
-            Err(CpuTemplate("T2".into()))
+            update(r#"{"cpu_template":"T2"}"#).unwrap_err().to_string(),
+            "The CPU template T2 needs hardware virtualization: leave it out."
         );
         assert!(update(r#"{"cpu_template":"None"}"#).is_ok());
         assert_eq!(

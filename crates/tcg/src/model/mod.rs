@@ -21,7 +21,7 @@ pub use drive::{CacheType, DriveConfig, DriveUpdate, IoEngine};
 pub use entropy::EntropyConfig;
 pub use instance::{InstanceInfo, VmState, VmStateRequest, VmUpdate};
 pub use logger::{Level, LoggerConfig};
-pub use machine::{HugePages, MachineConfig, MachineConfigError, MachineConfigUpdate};
+pub use machine::{CpuTemplate, HugePages, MachineConfig, MachineConfigError, MachineConfigUpdate};
 pub use metrics::MetricsConfig;
 pub use network::{MacAddress, NetworkConfig, NetworkUpdate, NoMacAddress};
 pub use rate_limiter::{RateLimiter, TokenBucket};

@@ -80,7 +80,7 @@ impl Vmm {
         vmm
     }
 
-    /// Sends a request; an empty `body` is none. Returns status and body.
+    /// Sends a request; an empty `body` is none. Returns status and body, as text if it is not JSON.
     pub fn request(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let mut stream = UnixStream::connect(self.directory.join("api.sock")).unwrap();
         stream.set_read_timeout(Some(BOUND)).unwrap();
@@ -99,7 +99,7 @@ impl Vmm {
             if body.is_empty() {
                 Value::Null
             } else {
-                serde_json::from_str(body).unwrap()
+                serde_json::from_str(body).unwrap_or_else(|_| body.into())
             },
         )
     }
