@@ -67,6 +67,7 @@ fuzz:
 install: build guest
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(RUNTIME) $(DESTDIR)$(dir $(CONFIG))
 	install -m 755 $(addprefix $(BIN)/,$(HOST_BIN)) $(DESTDIR)$(PREFIX)/bin
+	$(BIN)/firecracker-tcg --print-jail-paths > $(DESTDIR)$(PREFIX)/bin/firecracker-tcg.jail.json
 	install -m 644 $(GUEST)/default-* $(GUEST)/image.json $(DESTDIR)$(RUNTIME)
 	@if [ -e $(DESTDIR)$(CONFIG) ]; then \
 	    echo '$(CONFIG) is there already: left as it is'; \
@@ -77,7 +78,7 @@ install: build guest
 	@echo 'Now: ctr run --rm --runtime aws.firecracker IMAGE NAME CMD...'
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(HOST_BIN))
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(HOST_BIN) firecracker-tcg.jail.json)
 	rm -rf $(DESTDIR)$(RUNTIME)
 
 clean-run:

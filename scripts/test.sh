@@ -18,6 +18,9 @@ sum() { # sum of the numbers before a word in the `test result:` lines
     sed -n "s/^test result:.* \([0-9]*\) $1.*/\1/p" "$log" | awk '{ n += $1 } END { print n + 0 }'
 }
 passed=$(sum passed) failed=$(sum failed) ignored=$(sum ignored)
+# Not a test by itself: another test runs it in a process of its own.
+helpers=$(grep -c '^test .* ignored, only for the child process of another test' "$log" || true)
+ignored=$((ignored - helpers))
 skipped=$(grep -c '^SKIPPED:' "$log" || true)
 
 echo
