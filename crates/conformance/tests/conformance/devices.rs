@@ -84,7 +84,7 @@ impl Offers {
         };
         Self {
             balloon: ask("/balloon", balloon(0)),
-            network: Tap::new("fcconf-ask").and_then(|tap| {
+            network: Tap::new("ask").and_then(|tap| {
                 let body = interface("eth0", &tap.name, "06:00:00:00:00:01");
                 ask("/network-interfaces/eth0", body)
             }),
@@ -114,12 +114,12 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Makes one, or says why this machine has none.
-    fn new(name: &str) -> Result<Self, String> {
-        ip(&["tuntap", "add", name, "mode", "tap"])?;
-        Ok(Self {
-            name: name.to_owned(),
-        })
+    /// Makes one, or says why this machine has none. Its name has room for three letters of `purpose`
+    /// beside our process id: another run may go on.
+    fn new(purpose: &str) -> Result<Self, String> {
+        let name = format!("fcc-{purpose}-{}", std::process::id());
+        ip(&["tuntap", "add", &name, "mode", "tap"])?;
+        Ok(Self { name })
     }
 }
 
@@ -158,7 +158,7 @@ pub fn configure(vmm: &Vmm, offers: &Offers) -> Option<Tap> {
         vmm.accept("PUT", "/balloon", &balloon(0));
     }
     offers.network.as_ref().ok()?;
-    let tap = Tap::new("fcconf-run").unwrap_or_else(|why| panic!("{why}"));
+    let tap = Tap::new("run").unwrap_or_else(|why| panic!("{why}"));
     let body = interface("eth0", &tap.name, MAC);
     vmm.accept("PUT", "/network-interfaces/eth0", &body);
     Some(tap)
@@ -209,7 +209,7 @@ fn balloon_before_start(binary: &Path) {
 fn network_before_start(binary: &Path) {
     let directory = tempfile::tempdir().unwrap();
     let vmm = Vmm::start(binary, directory.path(), &[]);
-    let tap = Tap::new("fcconf-cfg").unwrap_or_else(|why| panic!("{why}"));
+    let tap = Tap::new("cfg").unwrap_or_else(|why| panic!("{why}"));
     let first = interface("eth0", &tap.name, MAC);
     vmm.accept("PUT", "/network-interfaces/eth0", &first);
     let interfaces = vmm.get("/vm/config")["network-interfaces"].clone();
