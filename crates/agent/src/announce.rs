@@ -33,8 +33,7 @@ pub async fn announce(transport: &Transport, error: Option<String>) {
 async fn send(transport: &Transport, line: &[u8]) -> io::Result<()> {
     let connection = transport.connect(ANNOUNCE_PORT).await?;
     connection.write_all(line).await?;
-    connection.shutdown_write()?;
-    // Closing at once could discard what the host has not read yet.
+    // The host closes once it has read the line; closing before could discard it.
     while connection.read(&mut [0; 16]).await? > 0 {}
     Ok(())
 }

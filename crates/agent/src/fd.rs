@@ -114,12 +114,12 @@ impl Fd {
         }
     }
 
-    /// Ends our direction of a connection.
+    /// Ends both directions of a connection; data on its way to the peer still arrives.
     ///
     /// # Errors
     /// Those of shutdown(2).
-    pub fn shutdown_write(&self) -> io::Result<()> {
-        Ok(shutdown(self.0.as_raw_fd(), Shutdown::Write)?)
+    pub fn shutdown(&self) -> io::Result<()> {
+        Ok(shutdown(self.0.as_raw_fd(), Shutdown::Both)?)
     }
 
     /// How many bytes can be read at once (`FIONREAD`).

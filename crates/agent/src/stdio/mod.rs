@@ -12,7 +12,6 @@ mod slot;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -23,8 +22,6 @@ use slot::Slot;
 
 /// Size of a copy buffer; that of a pipe.
 const BUFFER: usize = 64 * 1024;
-/// Bound on the host's closing of a stream that has ended.
-const CLOSE_BOUND: Duration = Duration::from_secs(10);
 
 /// The ends of a process's pipes that the process gets; none where it gets `/dev/null`.
 #[derive(Debug, Default)]
@@ -89,7 +86,7 @@ impl Plumbing {
         })
     }
 
-    /// Starts copying. `tracker` counts the output streams until the host has closed them.
+    /// Starts copying. `tracker` counts the output streams until all of their data is sent.
     #[must_use]
     pub fn start(self, tracker: &Tracker) -> ProcessIo {
         let exited = watch::Sender::new(false);

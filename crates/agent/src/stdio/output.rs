@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::slot::{Connected, Slot};
-use super::{BUFFER, CLOSE_BOUND, ended};
+use super::{BUFFER, ended};
 use crate::fd::Fd;
 
 /// How long after its end a process's output may stay open in other hands (its children's).
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Copies until the source's end, then ends the stream and waits for the host to have read it.
+/// Copies until the source's end, then ends the stream.
 ///
 /// Bytes that were read are delivered, if need be over a later connection; while there is none,
 /// they stay in the pipe. `exited` turns true at the process's end: [`GRACE`] later the copy ends
@@ -26,7 +26,9 @@ pub(super) async fn copy(source: Fd, slot: Arc<Slot>, exited: watch::Receiver<bo
     drop(source);
     slot.finish();
     if let Some(connection) = last {
-        close(connection.fd.as_ref()).await;
+        // Both directions: Firecracker hides from the host that the guest ended only one. What was
+        // written is on its way already and comes first. An error means that it has ended anyway.
+        let _ = connection.fd.shutdown();
     }
 }
 
@@ -95,24 +97,38 @@ async fn deliver(mut data: &[u8], mut connection: Connected, slot: &Slot) -> Opt
     Some(())
 }
 
-/// Ends our direction and waits until the host has closed its: closing at once could discard what
-/// it has not read yet.
-async fn close(connection: &Fd) {
-    if connection.shutdown_write().is_ok() {
-        let mut scrap = [0; 64];
-        let closed = async {
-            while connection
-                .read(&mut scrap)
-                .await
-                .is_ok_and(|count| count > 0)
-            {}
-        };
-        // The bound is for a host that never closes; what it did not read by then it never will.
-        let _ = timeout(CLOSE_BOUND, closed).await;
-    }
-}
-
 /// What reading a terminal answers when no process has it open any more.
 fn is_terminal_end(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EIO as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::fd::pipe;
+
+    #[tokio::test]
+    async fn the_end_of_output_ends_both_directions() {
+        let (host, guest) = UnixStream::pair().unwrap();
+        host.set_nonblocking(true).unwrap();
+        let mut host = tokio::net::UnixStream::from_std(host).unwrap();
+        let (source, process) = pipe().unwrap();
+        let slot = Slot::new(Fd::new(OwnedFd::from(guest)).unwrap());
+        // Somebody else may hold the connection still.
+        let _held = Arc::clone(&slot);
+        nix::unistd::write(&process, b"last words").unwrap();
+        drop(process);
+        let (_running, exited) = watch::channel(false);
+        copy(Fd::new(source).unwrap(), slot, exited).await;
+        let mut output = String::new();
+        host.read_to_string(&mut output).await.unwrap();
+        assert_eq!(output, "last words");
+        let refused = host.write_all(b"?").await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::BrokenPipe);
+    }
 }

@@ -19,7 +19,7 @@ use fc_proto::task::{TaskClient, api, call};
 use fc_proto::ttrpc::asynchronous::Client;
 use fc_proto::ttrpc::context::Context;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
@@ -105,13 +105,15 @@ impl Agent {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let (mut connection, _) = timeout(BOUND, announcements.accept())
+        let (connection, _) = timeout(BOUND, announcements.accept())
             .await
             .expect("an announcement")
             .unwrap();
         let mut line = String::new();
-        connection.read_to_string(&mut line).await.unwrap();
-        drop(connection);
+        BufReader::new(connection)
+            .read_line(&mut line)
+            .await
+            .unwrap();
         let announcement: Announcement = serde_json::from_str(line.trim()).unwrap();
         assert_eq!(announcement.error, None);
         let client = connect(dir.path()).await;

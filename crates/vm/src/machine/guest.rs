@@ -16,7 +16,7 @@ use fc_proto::ttrpc::asynchronous::Client;
 use fc_proto::ttrpc::asynchronous::transport::Socket;
 use fc_proto::ttrpc::context::{Context, with_duration};
 use fc_proto::ttrpc::{Code, Error as RpcError};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
@@ -250,8 +250,10 @@ pub(super) async fn announcement(listener: &fc_vsock::Listener) -> Result<(), Gu
         let stream = listener.accept().await?;
         let mut line = Vec::new();
         let limit = u64::try_from(Announcement::MAX_BYTES).unwrap_or(u64::MAX);
-        let mut stream = stream.take(limit);
-        match tokio::time::timeout(ANSWER_BOUND, stream.read_to_end(&mut line)).await {
+        let mut stream = BufReader::new(stream.take(limit));
+        // Its line's end is the announcement's: Firecracker hides from us that the guest ended its
+        // direction alone.
+        match tokio::time::timeout(ANSWER_BOUND, stream.read_until(b'\n', &mut line)).await {
             Ok(done) => done?,
             Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
         };
@@ -321,7 +323,8 @@ mod tests {
         // Both at once: a long line fits no socket's buffer. The host may stop reading it.
         let write = async {
             let _ = stream.write_all(line.as_bytes()).await;
-            drop(stream);
+            // Like the agent: it keeps the connection until the host closes it.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
         };
         tokio::join!(write, announcement(&listener)).1
     }
