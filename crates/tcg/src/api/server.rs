@@ -21,6 +21,9 @@ use crate::controller::{Controller, Reply};
 use crate::fault::Fault;
 use crate::metrics;
 
+/// How much, in bytes, and for how long the rest of a body is taken that is refused.
+const DISCARD_LIMIT: usize = 16 << 20;
+const DISCARD_BOUND: Duration = Duration::from_secs(1);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -202,14 +205,28 @@ async fn read_body(request: Request<Incoming>, limit: usize) -> Result<Bytes, Fa
         .and_then(|value| value.to_str().ok()?.parse().ok())
         .unwrap_or(0);
     let too_large = |size| Fault::PayloadTooLarge { size, limit };
+    let mut body = request.into_body();
     if announced > limit as u64 {
+        discard(body).await;
         return Err(too_large(announced));
     }
-    match Limited::new(request.into_body(), limit).collect().await {
+    match Limited::new(&mut body, limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit as u64 + 1)),
+        Err(error) if error.is::<LengthLimitError>() => {
+            discard(body).await;
+            Err(too_large(limit as u64 + 1))
+        }
         Err(error) => Err(Fault::Body(error.to_string())),
     }
+}
+
+/// Takes what a client still sends of a refused body, within bounds: a Unix socket that is closed
+/// with bytes unread takes the answer from the client.
+async fn discard(body: Incoming) {
+    let mut rest = Limited::new(body, DISCARD_LIMIT);
+    let all = async { while let Some(Ok(_)) = rest.frame().await {} };
+    // A client that sends for longer may lose its answer.
+    let _ = tokio::time::timeout(DISCARD_BOUND, all).await;
 }
 
 /// A request for the log, in Firecracker's words.
