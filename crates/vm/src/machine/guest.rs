@@ -26,6 +26,8 @@ use crate::timeline::{Timeline, now_ns};
 pub const NAMESPACE_KEY: &str = "containerd-namespace-ttrpc";
 /// How long an agent may hesitate over an announcement or a Configure.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
+/// Bound on setting the clock of a VM that was paused: who resumes it waits for that.
+const CLOCK_BOUND: Duration = Duration::from_secs(2);
 /// Longest host name that Linux takes.
 const HOSTNAME_MAX: usize = 63;
 /// Bytes of randomness that a guest gets from the host.
@@ -162,7 +164,7 @@ impl Guest {
             ..ConfigureRequest::default()
         };
         let agent = AgentClient::new(self.client.clone());
-        match agent.configure(self.bounded(ANSWER_BOUND), &request).await {
+        match agent.configure(self.bounded(CLOCK_BOUND), &request).await {
             Ok(_) => Ok(()),
             Err(source) => Err(GuestError::Call {
                 call: "Configure",
