@@ -117,34 +117,26 @@ fn root_with_init(setup: &Setup, init: Option<&Path>) -> PathBuf {
     image
 }
 
+/// Fails with a root image whose `/sbin/init` is `agent`, or that has none.
+#[track_caller]
+fn fails_with_agent(setup: &Setup, flavor: &Flavor, agent: Option<&str>, words: &[&str]) {
+    let image = root_with_init(setup, agent.map(Path::new));
+    fails_with(setup, flavor, "root_drive", json!(image), words);
+}
+
 fn agent_missing(setup: &Setup, flavor: &Flavor) {
-    let image = root_with_init(setup, None);
-    fails_with(setup, flavor, "root_drive", json!(image), &["/sbin/init"]);
+    fails_with_agent(setup, flavor, None, &["/sbin/init"]);
 }
 
 fn agent_crashes(setup: &Setup, flavor: &Flavor) {
     // Cargo builds these beside the test; they are linked statically as everything here.
-    let agent = PathBuf::from(env!("CARGO_BIN_EXE_crashing-agent"));
-    let image = root_with_init(setup, Some(&agent));
-    fails_with(
-        setup,
-        flavor,
-        "root_drive",
-        json!(image),
-        &["panic", "giving up"],
-    );
+    let agent = env!("CARGO_BIN_EXE_crashing-agent");
+    fails_with_agent(setup, flavor, Some(agent), &["panic", "giving up"]);
 }
 
 fn agent_protocol(setup: &Setup, flavor: &Flavor) {
-    let agent = PathBuf::from(env!("CARGO_BIN_EXE_wrong-protocol-agent"));
-    let image = root_with_init(setup, Some(&agent));
-    fails_with(
-        setup,
-        flavor,
-        "root_drive",
-        json!(image),
-        &["protocol", "9.9.9"],
-    );
+    let agent = env!("CARGO_BIN_EXE_wrong-protocol-agent");
+    fails_with_agent(setup, flavor, Some(agent), &["protocol", "9.9.9"]);
 }
 
 fn script(setup: &Setup, name: &str, text: &str, mode: u32) -> PathBuf {

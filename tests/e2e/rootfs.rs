@@ -41,8 +41,6 @@ fn overlayfs(on: &Instance) {
 
 fn native(on: &Instance) {
     let native = ["--snapshotter", "native"];
-    let unpack = on.containerd.ctr().args(["image", "ls", "-q"]).output();
-    assert!(unpack.expect("ctr").status.success());
     let done = on.run(&native, "native", &PROBE).expect(0);
     assert!(
         done.text().starts_with("second\nmerged\nsecond\nmore\n"),
