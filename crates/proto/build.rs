@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ttrpc_codegen::{Codegen, Customize};
 
-const MESSAGES: [&str; 7] = [
+const MESSAGES: [&str; 8] = [
     "types",
     "firecracker",
     "fccontrol",
@@ -13,15 +13,18 @@ const MESSAGES: [&str; 7] = [
     "ioproxy",
     "vmevents",
     "agent",
+    "vm",
 ];
 /// Files that declare a service, the name that the generator gives it, and its name on the wire.
-const SERVICES: [(&str, &str, &str); 4] = [
+const SERVICES: [(&str, &str, &str); 5] = [
     ("fccontrol", ".Firecracker", "Firecracker"),
     ("drivemount", ".DriveMounter", "DriveMounter"),
     ("ioproxy", ".IoProxy", "IOProxy"),
     ("agent", AGENT, AGENT),
+    ("vm", VM, VM),
 ];
 const AGENT: &str = "aws.firecracker.containerd.agent.v1.Agent";
+const VM: &str = "aws.firecracker.containerd.vm.v1.Vm";
 
 fn main() {
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))

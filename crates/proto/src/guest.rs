@@ -6,7 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::generated::agent::{ConfigureRequest, ConfigureResponse, Mark};
+pub use crate::generated::agent::{
+    ConfigureRequest, ConfigureResponse, ExportUpperRequest, Mark, NextEventRequest,
+    NextEventResponse,
+};
 pub use crate::generated::agent_ttrpc::{Agent, AgentClient, create_agent};
 pub use crate::generated::drivemount::{MountDriveRequest, UnmountDriveRequest};
 pub use crate::generated::drivemount_ttrpc::{
@@ -49,6 +52,10 @@ pub mod feature {
     pub const HOST_LISTENS: &str = "host-listens";
     /// UnmountDrive really unmounts and flushes before it answers.
     pub const UNMOUNT_FLUSHES: &str = "unmount-flushes";
+    /// The agent has `Agent.NextEvent` and keeps events until they are acknowledged.
+    pub const NUMBERED_EVENTS: &str = "numbered-events";
+    /// The agent has `Agent.ExportUpper`.
+    pub const EXPORT_UPPER: &str = "export-upper";
 }
 
 /// One line of JSON that the agent sends on [`ANNOUNCE_PORT`], then closes the

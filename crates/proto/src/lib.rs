@@ -3,6 +3,7 @@
 //! - [`control`]: the control API (ttrpc service `Firecracker`).
 //! - [`guest`]: what shim and agent say to each other: services, ports, the announcement.
 //! - [`image`]: the manifest of a guest image directory.
+//! - [`vm`]: our own service on a VM's control socket: status, console, logs.
 //! - [`task`]: containerd's task API, version 2, which both containerd and the agent speak.
 //!
 //! Messages are generated from `proto/` at the workspace root. No logic beyond
@@ -17,6 +18,7 @@ pub mod control;
 pub mod guest;
 pub mod image;
 pub mod task;
+pub mod vm;
 
 pub use containerd_shim_protos as containerd;
 pub use protobuf;
