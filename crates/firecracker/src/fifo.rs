@@ -49,7 +49,15 @@ impl FifoDrain {
     /// # Errors
     /// [`FifoError`].
     pub fn log(path: &Path) -> Result<Self, FifoError> {
-        Self::start(path, MAX_LINE, log_line)
+        Self::log_to(path, Tail::default())
+    }
+
+    /// As [`FifoDrain::log`], with the lines kept in `tail`.
+    ///
+    /// # Errors
+    /// [`FifoError`].
+    pub fn log_to(path: &Path, tail: Tail) -> Result<Self, FifoError> {
+        Self::start(path, MAX_LINE, tail, log_line)
     }
 
     /// As [`FifoDrain::log`] for metrics: the lines, JSON each, are kept and go to `tracing` as traces
@@ -61,6 +69,7 @@ impl FifoDrain {
         Self::start(
             path,
             MAX_METRICS,
+            Tail::default(),
             |line| tracing::trace!(target: "vmm_metrics", "{line}"),
         )
     }
@@ -77,7 +86,7 @@ impl FifoDrain {
         self.tail.clone()
     }
 
-    fn start(path: &Path, max_line: usize, each: fn(&str)) -> Result<Self, FifoError> {
+    fn start(path: &Path, max_line: usize, tail: Tail, each: fn(&str)) -> Result<Self, FifoError> {
         let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0).map_err(|error| {
             FifoError::Make {
@@ -95,7 +104,6 @@ impl FifoDrain {
                 source,
             }
         })?;
-        let tail = Tail::default();
         let task = tokio::spawn(drain(
             receiver,
             LineCutter::new(max_line),

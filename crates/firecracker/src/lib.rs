@@ -21,5 +21,5 @@ mod vmm;
 pub use client::{BOOT_BOUND, Client, DEFAULT_BOUND};
 pub use error::{ApiError, Call};
 pub use fifo::{FifoDrain, FifoError};
-pub use tail::Tail;
+pub use tail::{Excerpt, Tail};
 pub use vmm::{LaunchError, MINIMUM_VERSION, Version, Vmm, VmmCommand, VmmEnd};
