@@ -1,7 +1,7 @@
 //! Puts files behind the slots of a running VM and takes them away again.
 //!
-//! Attaching takes four steps: reserve a slot, link `<stub>.attached` to the
-//! file, have the VMM open that name, have the guest mount the drive. Detaching,
+//! Attaching takes four steps: reserve a slot, expose the file to the VMM as
+//! `<stub>.attached`, have the VMM open that, have the guest mount the drive. Detaching,
 //! and undoing an attach that failed, goes the same way back from wherever it got
 //! to and stops at the first step that fails: a file that the guest may still
 //! write to must stay behind its drive. The slot is then quarantined.
@@ -9,19 +9,18 @@
 //! Each operation runs as a task of its own: one that has begun comes to its
 //! end whether or not the caller still waits for it.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::backend::{BackendError, DrivePatcher, GuestMounter};
+use crate::backend::{BackendError, DrivePatcher, Exposer, GuestMounter};
 use crate::error::{DetachErrors, DriveError, Step, chain};
 use crate::options::with_access;
-use crate::slots::{Detachable, Kind, Progress, Role, SlotId, SlotInfo, Slots, Taken, Use};
+use crate::slots::{
+    Detachable, Kind, Progress, Role, SlotId, SlotInfo, SlotUse, Slots, Taken, Unavailable,
+};
 
 /// What to attach, and where the guest shall have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +44,8 @@ pub struct AttachedDrive {
     pub slot: SlotId,
     /// The VMM's and the guest's name for it.
     pub drive_id: String,
+    /// Who it is for.
+    pub owner: String,
 }
 
 /// The drive slots of a running VM. Clones are the same slots.
@@ -54,26 +55,26 @@ pub struct Drives {
 }
 
 struct Inner {
-    dir: PathBuf,
     slots: Mutex<Slots>,
     /// Wakes those who wait for a slot that is being worked on.
     changed: Notify,
+    exposer: Arc<dyn Exposer>,
     patcher: Arc<dyn DrivePatcher>,
     mounter: Arc<dyn GuestMounter>,
 }
 
 impl Drives {
     pub(crate) fn new(
-        dir: PathBuf,
         slots: Slots,
+        exposer: Arc<dyn Exposer>,
         patcher: Arc<dyn DrivePatcher>,
         mounter: Arc<dyn GuestMounter>,
     ) -> Drives {
         Drives {
             inner: Arc::new(Inner {
-                dir,
                 slots: Mutex::new(slots),
                 changed: Notify::new(),
+                exposer,
                 patcher,
                 mounter,
             }),
@@ -85,9 +86,10 @@ impl Drives {
     /// If the returned future is dropped, the drive is attached and then detached again.
     ///
     /// # Errors
-    /// When no slot is free or a step fails; the steps before it are undone.
+    /// When no slot is free, the owner has a drive at that destination, or a step fails; the steps before it
+    /// are undone.
     pub async fn attach(&self, kind: Kind, request: Attach) -> Result<AttachedDrive, DriveError> {
-        let role = Role::from(kind);
+        let role = Role::Any(kind);
         let exhausted = || {
             let (limit, quarantined) = self.inner.slots().count(role);
             DriveError::Exhausted {
@@ -96,7 +98,7 @@ impl Drives {
                 quarantined,
             }
         };
-        self.attach_role(role, kind == Kind::Writable, request, exhausted)
+        self.attach_role(role, !kind.is_read_only(), request, exhausted)
             .await
     }
 
@@ -121,30 +123,38 @@ impl Drives {
         role: Role,
         writable: bool,
         request: Attach,
-        none_free: impl FnOnce() -> DriveError,
+        exhausted: impl FnOnce() -> DriveError,
     ) -> Result<AttachedDrive, DriveError> {
         if !request.host_path.is_absolute() {
             return Err(DriveError::RelativePath(request.host_path));
         }
         let options = with_access(request.options.clone(), writable)?;
-        let user = Use {
+        let user = SlotUse {
             owner: request.owner.clone(),
             host_path: request.host_path.clone(),
             destination: request.destination.clone(),
         };
         let taken = self.inner.slots().reserve(role, user);
-        let taken = taken.ok_or_else(none_free)?;
+        let taken = taken.map_err(|reason| match reason {
+            Unavailable::Exhausted => exhausted(),
+            Unavailable::Doubled(drive_id) => DriveError::InUse {
+                drive_id,
+                owner: request.owner.clone(),
+                destination: request.destination.clone(),
+            },
+        })?;
         let drives = self.clone();
         let work = tokio::spawn(async move {
             let request = Attach { options, ..request };
             let attached = drives.inner.attach(taken, request).await?;
             Ok(Claim {
                 drives,
-                attached: Some(attached),
+                attached,
+                redeemed: false,
             })
         });
         match work.await {
-            Ok(claim) => claim.and_then(Claim::redeem),
+            Ok(claim) => claim.map(Claim::redeem),
             Err(stopped) => Err(DriveError::Stopped(stopped)),
         }
     }
@@ -154,11 +164,16 @@ impl Drives {
     ///
     /// # Errors
     /// When a step fails; the slot is quarantined, and detaching it again goes on from there.
-    pub async fn detach(&self, slot: SlotId) -> Result<(), DriveError> {
+    pub async fn detach(&self, drive: &AttachedDrive) -> Result<(), DriveError> {
         let inner = Arc::clone(&self.inner);
+        let slot = drive.slot;
         let work = tokio::spawn(async move { inner.detach(slot).await });
         match work.await {
-            Ok(result) => result,
+            Ok(Some(result)) => result,
+            Ok(None) => Err(DriveError::NotAttached {
+                drive_id: drive.drive_id.clone(),
+                owner: drive.owner.clone(),
+            }),
             Err(stopped) => Err(DriveError::Stopped(stopped)),
         }
     }
@@ -174,10 +189,9 @@ impl Drives {
         let work = tokio::spawn(async move {
             let mut errors = Vec::new();
             for slot in slots {
-                match inner.detach(slot).await {
-                    // Somebody else was faster.
-                    Ok(()) | Err(DriveError::NotAttached) => {}
-                    Err(error) => errors.push(error),
+                // `None`: somebody else was faster.
+                if let Some(Err(error)) = inner.detach(slot).await {
+                    errors.push(error);
                 }
             }
             errors
@@ -201,25 +215,28 @@ impl Drives {
 /// An attached drive on its way to a caller who may have gone.
 struct Claim {
     drives: Drives,
-    attached: Option<AttachedDrive>,
+    attached: AttachedDrive,
+    redeemed: bool,
 }
 
 impl Claim {
-    fn redeem(mut self) -> Result<AttachedDrive, DriveError> {
-        self.attached.take().ok_or(DriveError::NotAttached)
+    fn redeem(mut self) -> AttachedDrive {
+        self.redeemed = true;
+        self.attached.clone()
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let Some(attached) = self.attached.take() else {
+        if self.redeemed {
             return;
-        };
+        }
         // Without a runtime the process is ending, and the VM with it.
         if let Ok(runtime) = Handle::try_current() {
             let inner = Arc::clone(&self.drives.inner);
+            let slot = self.attached.slot;
             runtime.spawn(async move {
-                if let Err(error) = inner.detach(attached.slot).await {
+                if let Some(Err(error)) = inner.detach(slot).await {
                     tracing::warn!(
                         error = chain(&error),
                         "a drive nobody waited for is still attached"
@@ -244,6 +261,7 @@ impl Inner {
                 Ok(AttachedDrive {
                     slot: taken.id,
                     drive_id: taken.drive_id,
+                    owner: request.owner,
                 })
             }
             Err((step, source)) => {
@@ -265,14 +283,20 @@ impl Inner {
         taken: &mut Taken,
         request: &Attach,
     ) -> Result<(), (Step, BackendError)> {
-        let link = link_name(&taken.stub);
-        symlink(&request.host_path, self.dir.join(&link))
-            .map_err(|error| (Step::Link, error.into()))?;
-        taken.progress = Progress::Linked;
-        // The next two count as done before they are tried: an error does not tell how far they got.
+        // A step counts as done before it is tried: an error does not tell how far it got.
+        taken.progress = Progress::Exposed;
+        let path = self
+            .exposer
+            .expose(
+                &exposed_name(&taken.stub),
+                &request.host_path,
+                taken.read_only,
+            )
+            .await
+            .map_err(|error| (Step::Expose, error))?;
         taken.progress = Progress::Patched;
         self.patcher
-            .patch(&taken.drive_id, &link)
+            .patch(&taken.drive_id, &path)
             .await
             .map_err(|error| (Step::Patch, error))?;
         taken.progress = Progress::Mounted;
@@ -287,13 +311,14 @@ impl Inner {
             .map_err(|error| (Step::Mount, error))
     }
 
-    async fn detach(&self, slot: SlotId) -> Result<(), DriveError> {
+    /// `None` if that use of the slot is over.
+    async fn detach(&self, slot: SlotId) -> Option<Result<(), DriveError>> {
         loop {
             let changed = self.changed.notified();
             let answer = self.slots().take(slot);
             match answer {
-                Detachable::Taken(taken) => return self.bring_back(taken).await,
-                Detachable::Gone => return Err(DriveError::NotAttached),
+                Detachable::Taken(taken) => return Some(self.bring_back(taken).await),
+                Detachable::Gone => return None,
                 Detachable::Busy => changed.await,
             }
         }
@@ -330,23 +355,21 @@ impl Inner {
                 .patch(&taken.drive_id, &taken.stub)
                 .await
                 .map_err(|error| (Step::PatchBack, error))?;
-            taken.progress = Progress::Linked;
+            taken.progress = Progress::Exposed;
         }
-        if taken.progress >= Progress::Linked {
-            match fs::remove_file(self.dir.join(link_name(&taken.stub))) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err((Step::Unlink, error.into()));
-                }
-                _ => {}
-            }
+        if taken.progress >= Progress::Exposed {
+            self.exposer
+                .withdraw(&exposed_name(&taken.stub))
+                .await
+                .map_err(|error| (Step::Withdraw, error))?;
             taken.progress = Progress::Reserved;
         }
         Ok(())
     }
 }
 
-/// The fixed name, in the VM's directory, of whatever is attached instead of a stub.
-fn link_name(stub: &str) -> String {
+/// The fixed name of whatever the VMM sees instead of a stub.
+fn exposed_name(stub: &str) -> String {
     format!("{stub}.attached")
 }
 

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,6 +7,7 @@ use async_trait::async_trait;
 use tokio::task::yield_now;
 
 use super::*;
+use crate::links::Links;
 use crate::slots::SlotState;
 use crate::stubs::{DriveMountSlot, Layout, StubDrives};
 
@@ -128,10 +130,13 @@ fn drives(dir: &Path, containers: u32, fake: &Arc<Fake>) -> Drives {
         containers,
         drive_mounts: vec![DriveMountSlot { read_only: true }],
         shared: containers,
+        volumes: 1,
     };
-    StubDrives::create(dir, &layout)
-        .unwrap()
-        .connect(Arc::clone(fake) as _, Arc::clone(fake) as _)
+    StubDrives::create(dir, &layout).unwrap().connect(
+        Arc::new(Links::new(dir)),
+        Arc::clone(fake) as _,
+        Arc::clone(fake) as _,
+    )
 }
 
 fn request(owner: &str) -> Attach {
@@ -165,7 +170,7 @@ async fn attaching_and_detaching_go_the_same_way_there_and_back() {
     let drive = drives.attach(Kind::Writable, request("a")).await.unwrap();
     let link = fs::read_link(dir.path().join("ctrstub0.attached")).unwrap();
     assert_eq!(link, Path::new("/host/file"));
-    drives.detach(drive.slot).await.unwrap();
+    drives.detach(&drive).await.unwrap();
     assert_eq!(
         *fake.log.lock().unwrap(),
         [
@@ -176,8 +181,11 @@ async fn attaching_and_detaching_go_the_same_way_there_and_back() {
         ]
     );
     assert_eq!(links(dir.path()), 0);
-    let again = drives.detach(drive.slot).await.unwrap_err();
-    assert!(matches!(again, DriveError::NotAttached));
+    let again = drives.detach(&drive).await.unwrap_err();
+    assert_eq!(
+        again.to_string(),
+        "Drive MN2HE43UOVRDA is not attached any more: container a drive was not found"
+    );
 }
 
 #[tokio::test]
@@ -185,17 +193,17 @@ async fn the_slot_free_longest_is_used_first_and_images_have_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let drives = drives(dir.path(), 2, &Fake::new(1));
     let first = drives.attach(Kind::Writable, request("a")).await.unwrap();
-    drives.detach(first.slot).await.unwrap();
+    drives.detach(&first).await.unwrap();
     let second = drives.attach(Kind::Writable, request("b")).await.unwrap();
     assert_ne!(first.drive_id, second.drive_id);
     let third = drives.attach(Kind::Writable, request("c")).await.unwrap();
     assert_eq!(first.drive_id, third.drive_id);
     assert_ne!(first.slot, third.slot);
-    let image = drives.attach(Kind::ReadOnly, request("c")).await.unwrap();
+    let image = drives.attach(Kind::ReadOnly, request("d")).await.unwrap();
     assert_eq!(image.drive_id, fc_stub_drive::drive_id("imgstub0"));
 
     let error = drives
-        .attach(Kind::Writable, request("d"))
+        .attach(Kind::Writable, request("e"))
         .await
         .unwrap_err();
     let text = error.to_string();
@@ -215,7 +223,7 @@ async fn a_drive_mount_has_its_own_slot() {
     let drives = drives(dir.path(), 1, &Fake::new(1));
     drives.attach_drive_mount(0, request("vm")).await.unwrap();
     let again = drives
-        .attach_drive_mount(0, request("vm"))
+        .attach_drive_mount(0, request("other"))
         .await
         .unwrap_err();
     assert!(matches!(again, DriveError::DriveMountInUse(0)));
@@ -224,6 +232,43 @@ async fn a_drive_mount_has_its_own_slot() {
         .await
         .unwrap_err();
     assert!(matches!(absent, DriveError::NoSuchDriveMount(1)));
+}
+
+#[tokio::test]
+async fn a_volume_has_a_writable_slot_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new(1);
+    let drives = drives(dir.path(), 1, &fake);
+    let drive = drives.attach(Kind::Volume, request("a")).await.unwrap();
+    assert_eq!(drive.drive_id, fc_stub_drive::drive_id("volstub0"));
+    assert!(
+        fake.log
+            .lock()
+            .unwrap()
+            .contains(&"mount /container/a/disk ext4 noatime,rw".into())
+    );
+    let error = drives.attach(Kind::Volume, request("b")).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "There are no remaining drives to be used: all 1 volume drives of the VM are in use; \
+         set a larger VolumeSlots when creating the VM"
+    );
+}
+
+#[tokio::test]
+async fn the_same_wish_twice_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let drives = drives(dir.path(), 2, &Fake::new(1));
+    drives.attach(Kind::Writable, request("a")).await.unwrap();
+    let error = drives
+        .attach(Kind::Writable, request("a"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Drive MN2HE43UOVRDA is mounted at /container/a/disk already: drive with ID a already in use"
+    );
+    assert_eq!(states(&drives)[1], SlotState::Free);
 }
 
 #[tokio::test]
@@ -282,7 +327,7 @@ async fn what_cannot_be_undone_is_quarantined_and_tried_again() {
         "ctrstub0.attached"
     );
     assert!(
-        matches!(&states(&drives)[0], SlotState::Quarantined { reason, .. } if reason.contains("busy"))
+        matches!(&states(&drives)[0], SlotState::Quarantined(reason) if reason.contains("busy"))
     );
     let error = drives
         .attach(Kind::Writable, request("b"))
@@ -306,7 +351,9 @@ async fn an_owner_s_drives_go_together_and_in_reverse() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::new(1);
     let drives = drives(dir.path(), 2, &fake);
-    drives.attach(Kind::ReadOnly, request("a")).await.unwrap();
+    let mut image = request("a");
+    image.destination = "/container/a/image".into();
+    drives.attach(Kind::ReadOnly, image).await.unwrap();
     drives.attach(Kind::Writable, request("b")).await.unwrap();
     drives.attach(Kind::Writable, request("a")).await.unwrap();
     fake.log.lock().unwrap().clear();
@@ -359,14 +406,15 @@ fn check(dir: &Path, drives: &Drives, fake: &Fake) {
                 assert_eq!(*file, slot.file_name);
                 assert!(!mounts.contains_key(&slot.drive_id));
             }
-            SlotState::Attached { destination, .. } => {
+            SlotState::Attached => {
+                let destination = slot.used_by.unwrap().destination;
                 assert!(linked);
                 assert_eq!(*file, link);
                 assert_eq!(mounts[&slot.drive_id], destination);
                 assert!(destinations.insert(destination), "two slots for one wish");
             }
             // In between anything goes, but a mounted file is never unlinked.
-            SlotState::Busy | SlotState::Quarantined { .. } => {
+            SlotState::Busy | SlotState::Quarantined(_) => {
                 assert!(linked || !mounts.contains_key(&slot.drive_id));
             }
         }
@@ -398,7 +446,7 @@ async fn client(drives: Drives, seed: u64, rounds: u64) {
             yield_now().await;
         }
         match attached {
-            Some(drive) if random.below(2) == 0 => drop(drives.detach(drive.slot).await),
+            Some(drive) if random.below(2) == 0 => drop(drives.detach(&drive).await),
             _ => drop(drives.detach_owner(&owner).await),
         }
     }

@@ -10,8 +10,8 @@ use crate::slots::Kind;
 /// What was being done to a drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Making the link to the file in the VM's directory.
-    Link,
+    /// Letting the VMM see the file.
+    Expose,
     /// Having the VMM open the file.
     Patch,
     /// Having the guest mount it.
@@ -20,19 +20,19 @@ pub enum Step {
     Unmount,
     /// Having the VMM go back to the stub.
     PatchBack,
-    /// Removing the link.
-    Unlink,
+    /// Taking the file out of the VMM's sight.
+    Withdraw,
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Step::Link => "be linked to in the VM's directory",
+            Step::Expose => "be made visible to the VMM",
             Step::Patch => "be opened by the VMM",
             Step::Mount => "be mounted in the guest",
             Step::Unmount => "be unmounted in the guest",
             Step::PatchBack => "be swapped back to its stub by the VMM",
-            Step::Unlink => "have its link removed from the VM's directory",
+            Step::Withdraw => "be taken out of the VMM's sight",
         })
     }
 }
@@ -41,13 +41,8 @@ impl fmt::Display for Step {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DriveError {
-    /// Every slot of that kind is in use. The first sentence is the original's.
-    #[error(
-        "There are no remaining drives to be used: all {limit} {} drives of the VM are in use{}; set a larger ContainerCount \
-         when creating the VM, or default_container_count in the runtime's configuration",
-        noun(*.kind),
-        quarantine(*.quarantined)
-    )]
+    /// Every slot of that kind is in use. The first words are the original's.
+    #[error("There are no remaining drives to be used: {}", exhausted(*.kind, *.limit, *.quarantined))]
     Exhausted {
         /// Which kind.
         kind: Kind,
@@ -62,6 +57,18 @@ pub enum DriveError {
     /// The drive mount is mounted already.
     #[error("Drive mount number {0} is already in use")]
     DriveMountInUse(usize),
+    /// The owner has a drive at that destination. The last words are the original's.
+    #[error(
+        "Drive {drive_id} is mounted at {destination} already: drive with ID {owner} already in use"
+    )]
+    InUse {
+        /// The VMM's name for the drive that is there.
+        drive_id: String,
+        /// Who asked.
+        owner: String,
+        /// For where.
+        destination: String,
+    },
     /// The path of a file to attach depends on a working directory.
     #[error("The drive's path {0:?} is not absolute")]
     RelativePath(std::path::PathBuf),
@@ -92,27 +99,39 @@ pub enum DriveError {
         /// Why.
         source: BackendError,
     },
-    /// That use of the slot is over, or never was.
-    #[error("The container's drive was not found")]
-    NotAttached,
+    /// That use of the slot is over. The last words are the original's.
+    #[error("Drive {drive_id} is not attached any more: container {owner} drive was not found")]
+    NotAttached {
+        /// The VMM's name for the drive.
+        drive_id: String,
+        /// Who had it.
+        owner: String,
+    },
     /// The task that did the work ended early: it panicked, or the runtime is shutting down.
     #[error("Working on a drive was stopped")]
     Stopped(#[source] tokio::task::JoinError),
 }
 
-fn noun(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Writable => "container",
-        Kind::ReadOnly => "read-only image",
+fn exhausted(kind: Kind, limit: usize, quarantined: usize) -> String {
+    let (noun, remedy) = match kind {
+        Kind::Writable => ("container", CONTAINERS),
+        Kind::ReadOnly => ("read-only image", CONTAINERS),
+        Kind::Volume => ("volume", "VolumeSlots when creating the VM"),
+    };
+    let stuck = match quarantined {
+        0 => String::new(),
+        count => format!(" ({count} of them could not be detached)"),
+    };
+    match limit {
+        0 => format!("the VM was created without {noun} drives; set {remedy}"),
+        limit => {
+            format!("all {limit} {noun} drives of the VM are in use{stuck}; set a larger {remedy}")
+        }
     }
 }
 
-fn quarantine(count: usize) -> String {
-    match count {
-        0 => String::new(),
-        count => format!(" ({count} of them could not be detached)"),
-    }
-}
+/// What the numbers of containers' and images' drives follow from.
+const CONTAINERS: &str = "ContainerCount when creating the VM, or default_container_count in the runtime's configuration";
 
 /// Not the source of the error, so its chain must be part of the text.
 fn besides(undo: Option<&DriveError>) -> String {

@@ -7,23 +7,30 @@
 //! - `stubs`: the stub files, before boot ([`StubDrives`]).
 //! - `slots`: which slot is free; plain data, no IO.
 //! - `drives`: putting a file behind a slot and taking it away again ([`Drives`]).
+//! - `links`: letting a VMM without a jail see a file ([`Links`]).
 //! - `options`: what a slot's writability means for mount options.
 //!
-//! Nothing here knows the VMM's API or the guest's protocol: they are
-//! [`DrivePatcher`] and [`GuestMounter`].
+//! Nothing here knows the jail, the VMM's API or the guest's protocol: they are
+//! [`Exposer`], [`DrivePatcher`] and [`GuestMounter`].
+//!
+//! Whoever needs a drive asks [`Drives::attach`] for one of a [`Kind`] and learns only its id, so a VMM that
+//! can add drives later changes nothing for them. Until then, running out of slots is an error
+//! that says what to set before the next boot.
 
 #![forbid(unsafe_code)]
 
 mod backend;
 mod drives;
 mod error;
+mod links;
 mod options;
 mod slots;
 mod stubs;
 
-pub use backend::{BackendError, DrivePatcher, GuestMounter};
+pub use backend::{BackendError, DrivePatcher, Exposer, GuestMounter};
 pub use drives::{Attach, AttachedDrive, Drives};
 pub use error::{DetachErrors, DriveError, Step};
+pub use links::Links;
 pub use options::OptionError;
-pub use slots::{Kind, SlotId, SlotInfo, SlotState};
+pub use slots::{Kind, SlotId, SlotInfo, SlotState, SlotUse};
 pub use stubs::{BootDrive, CreateError, DriveMountSlot, Layout, StubDrives};

@@ -4,29 +4,30 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 
 /// What a container's drive is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// A container's own disk.
     Writable,
     /// An image that others may use too. Such slots were created read-only: the VMM itself refuses writes.
     ReadOnly,
+    /// A volume that the container may write to.
+    Volume,
+}
+
+impl Kind {
+    /// Whether the VMM refuses to write to drives of this kind.
+    pub(crate) fn is_read_only(self) -> bool {
+        self == Kind::ReadOnly
+    }
 }
 
 /// What a slot was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    Writable,
-    ReadOnly,
+    /// For whoever needs a drive of that kind.
+    Any(Kind),
+    /// For the VM's drive mount of that number alone.
     DriveMount(usize),
-}
-
-impl From<Kind> for Role {
-    fn from(kind: Kind) -> Role {
-        match kind {
-            Kind::Writable => Role::Writable,
-            Kind::ReadOnly => Role::ReadOnly,
-        }
-    }
 }
 
 /// Names one use of a slot: the next use of the same slot has another id.
@@ -39,10 +40,13 @@ pub struct SlotId {
 
 /// Who uses a slot and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Use {
-    pub(crate) owner: String,
-    pub(crate) host_path: PathBuf,
-    pub(crate) destination: String,
+pub struct SlotUse {
+    /// Who asked for it: a container's id, for instance.
+    pub owner: String,
+    /// The file or block device behind it.
+    pub host_path: PathBuf,
+    /// Where the guest has it mounted.
+    pub destination: String,
 }
 
 /// How far a slot in use is from its stub; undone from the last to the first.
@@ -50,8 +54,8 @@ pub(crate) struct Use {
 pub(crate) enum Progress {
     /// Only taken.
     Reserved,
-    /// The link to the file exists.
-    Linked,
+    /// The VMM can see the file, or something stands half-way.
+    Exposed,
     /// The VMM has the file open, or may have.
     Patched,
     /// The guest has it mounted, or may have.
@@ -62,10 +66,10 @@ pub(crate) enum Progress {
 enum State {
     Free,
     /// Somebody is attaching or detaching it.
-    Busy(Use),
-    Attached(Use),
+    Busy(SlotUse),
+    Attached(SlotUse),
     /// Detaching failed, with what is left to undo.
-    Quarantined(Use, Progress, String),
+    Quarantined(SlotUse, Progress, String),
 }
 
 /// One drive of the VM.
@@ -90,6 +94,13 @@ impl Slot {
             state: State::Free,
         }
     }
+
+    fn used_by(&self) -> Option<&SlotUse> {
+        match &self.state {
+            State::Free => None,
+            State::Busy(user) | State::Attached(user) | State::Quarantined(user, ..) => Some(user),
+        }
+    }
 }
 
 /// What is needed to work on a slot that is [`State::Busy`].
@@ -98,7 +109,17 @@ pub(crate) struct Taken {
     pub(crate) id: SlotId,
     pub(crate) drive_id: String,
     pub(crate) stub: String,
+    pub(crate) read_only: bool,
     pub(crate) progress: Progress,
+}
+
+/// Why no slot could be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unavailable {
+    /// None of that role is free.
+    Exhausted,
+    /// The owner has something at that destination already, in the drive of this id.
+    Doubled(String),
 }
 
 /// Answer to a wish to detach a slot.
@@ -128,18 +149,26 @@ impl Slots {
         self.slots.push(slot);
     }
 
-    /// Takes the slot of that role that has been free longest; `None` if there is none.
-    pub(crate) fn reserve(&mut self, role: Role, user: Use) -> Option<Taken> {
-        let place = self
-            .free
+    /// Takes the slot of that role that has been free longest.
+    pub(crate) fn reserve(&mut self, role: Role, user: SlotUse) -> Result<Taken, Unavailable> {
+        let same =
+            |used: &SlotUse| used.owner == user.owner && used.destination == user.destination;
+        if let Some(slot) = self
+            .slots
             .iter()
-            .position(|&index| self.slots[index].role == role)?;
-        let index = self.free.remove(place)?;
+            .find(|slot| slot.used_by().is_some_and(same))
+        {
+            return Err(Unavailable::Doubled(slot.drive_id.clone()));
+        }
+        let mut free = self.free.iter();
+        let place = free.position(|&index| self.slots[index].role == role);
+        let index = place.and_then(|place| self.free.remove(place));
+        let index = index.ok_or(Unavailable::Exhausted)?;
         self.uses += 1;
         let slot = &mut self.slots[index];
         slot.generation = self.uses;
         slot.state = State::Busy(user);
-        Some(self.taken(index, Progress::Reserved))
+        Ok(self.taken(index, Progress::Reserved))
     }
 
     /// How many slots have that role, and how many of them are quarantined.
@@ -166,7 +195,7 @@ impl Slots {
         self.replace_busy(id, |user| State::Quarantined(user, progress, reason));
     }
 
-    fn replace_busy(&mut self, id: SlotId, next: impl FnOnce(Use) -> State) -> bool {
+    fn replace_busy(&mut self, id: SlotId, next: impl FnOnce(SlotUse) -> State) -> bool {
         let Some(slot) = self.slots.get_mut(id.index) else {
             return false;
         };
@@ -232,6 +261,7 @@ impl Slots {
             },
             drive_id: slot.drive_id.clone(),
             stub: slot.file_name.clone(),
+            read_only: slot.read_only,
             progress,
         }
     }
@@ -255,21 +285,15 @@ impl Slots {
             read_only: slot.read_only,
             drive_mount: match slot.role {
                 Role::DriveMount(index) => Some(index),
-                Role::Writable | Role::ReadOnly => None,
+                Role::Any(_) => None,
             },
-            state: match slot.state.clone() {
+            state: match &slot.state {
                 State::Free => SlotState::Free,
                 State::Busy(_) => SlotState::Busy,
-                State::Attached(user) => SlotState::Attached {
-                    owner: user.owner,
-                    host_path: user.host_path,
-                    destination: user.destination,
-                },
-                State::Quarantined(user, _, reason) => SlotState::Quarantined {
-                    owner: user.owner,
-                    reason,
-                },
+                State::Attached(_) => SlotState::Attached,
+                State::Quarantined(_, _, reason) => SlotState::Quarantined(reason.clone()),
             },
+            used_by: slot.used_by().cloned(),
         };
         self.slots.iter().enumerate().map(info).collect()
     }
@@ -290,6 +314,8 @@ pub struct SlotInfo {
     pub drive_mount: Option<usize>,
     /// What it is doing.
     pub state: SlotState,
+    /// Who uses it; `None` exactly if it is free.
+    pub used_by: Option<SlotUse>,
 }
 
 /// What a slot is doing.
@@ -300,19 +326,7 @@ pub enum SlotState {
     /// Being attached or detached.
     Busy,
     /// In use.
-    Attached {
-        /// Who asked for it.
-        owner: String,
-        /// The file or device behind it.
-        host_path: PathBuf,
-        /// Where the guest has it mounted.
-        destination: String,
-    },
-    /// Detaching failed. Not used again until it succeeds; tried again whenever something else is detached.
-    Quarantined {
-        /// Who had asked for it.
-        owner: String,
-        /// What failed.
-        reason: String,
-    },
+    Attached,
+    /// Detaching failed, and why. Not used again until it succeeds; tried again whenever something else is detached.
+    Quarantined(String),
 }

@@ -1,14 +1,14 @@
 //! The stub files that a VM boots with.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use fc_stub_drive::Kind as StubKind;
 
-use crate::backend::{DrivePatcher, GuestMounter};
+use crate::backend::{DrivePatcher, Exposer, GuestMounter};
 use crate::drives::Drives;
-use crate::slots::{Role, Slot, Slots};
+use crate::slots::{Kind, Role, Slot, Slots};
 
 /// How many slots of which kind a VM gets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,12 +17,14 @@ pub struct Layout {
     pub containers: u32,
     /// One slot per drive mount of the VM.
     pub drive_mounts: Vec<DriveMountSlot>,
-    /// Read-only slots for shared images, one per container.
+    /// Read-only slots for shared images.
     pub shared: u32,
+    /// Writable slots for volumes.
+    pub volumes: u32,
 }
 
-/// What must be known of a drive mount before boot. Its rate limiter and cache
-/// type are the caller's to add, by [`BootDrive::drive_mount`].
+/// What a slot must know of its drive mount. Rate limiter and cache type, which cannot be changed after boot
+/// either, are the caller's to add: [`BootDrive::drive_mount`] says where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DriveMountSlot {
     /// Whether the guest shall not write to it.
@@ -34,7 +36,7 @@ pub struct DriveMountSlot {
 pub struct BootDrive {
     /// The VMM's name for it.
     pub drive_id: String,
-    /// The stub file, relative to the directory of the VM.
+    /// The stub file, relative to the VMM's working directory.
     pub file_name: String,
     /// Whether the VMM shall refuse to write to it; cannot change later.
     pub read_only: bool,
@@ -43,26 +45,24 @@ pub struct BootDrive {
 }
 
 /// The stub files of a VM that has not booted yet. The files belong to the
-/// VM's directory and go with it.
+/// VMM's working directory and go with it.
 #[derive(Debug)]
 pub struct StubDrives {
-    dir: PathBuf,
     boot: Vec<BootDrive>,
     slots: Slots,
 }
 
 impl StubDrives {
-    /// Writes the stub files into the VM's directory `dir`.
+    /// Writes the stub files into `dir`, the VMM's working directory.
     ///
     /// # Errors
     /// When a file exists already or cannot be written; those written before are removed.
     pub fn create(dir: &Path, layout: &Layout) -> Result<StubDrives, CreateError> {
         let mut stubs = StubDrives {
-            dir: dir.into(),
             boot: Vec::new(),
             slots: Slots::default(),
         };
-        match stubs.write_all(layout) {
+        match stubs.write_all(dir, layout) {
             Ok(()) => Ok(stubs),
             Err(source) => {
                 for drive in &stubs.boot {
@@ -76,34 +76,42 @@ impl StubDrives {
         }
     }
 
-    fn write_all(&mut self, layout: &Layout) -> Result<(), CreateError> {
-        // The order is visible to the guest; read-only slots come last so that the original's keep their places.
-        for index in 0..layout.containers as usize {
-            self.write(StubKind::Container, index, false, Role::Writable)?;
-        }
+    fn write_all(&mut self, dir: &Path, layout: &Layout) -> Result<(), CreateError> {
+        // The order is visible to the guest; ours come last so that the original's keep their places.
+        self.write_some(dir, StubKind::Container, layout.containers, Kind::Writable)?;
         for (index, mount) in layout.drive_mounts.iter().enumerate() {
-            let role = Role::DriveMount(index);
-            self.write(StubKind::DriveMount, index, mount.read_only, role)?;
+            let name = StubKind::DriveMount.stub_name(index);
+            self.write(dir, name, mount.read_only, Role::DriveMount(index))?;
         }
-        for index in 0..layout.shared as usize {
-            self.write(StubKind::Image, index, true, Role::ReadOnly)?;
+        self.write_some(dir, StubKind::Image, layout.shared, Kind::ReadOnly)?;
+        self.write_some(dir, StubKind::Volume, layout.volumes, Kind::Volume)
+    }
+
+    fn write_some(
+        &mut self,
+        dir: &Path,
+        stub: StubKind,
+        count: u32,
+        kind: Kind,
+    ) -> Result<(), CreateError> {
+        for index in 0..count as usize {
+            let name = stub.stub_name(index);
+            self.write(dir, name, kind.is_read_only(), Role::Any(kind))?;
         }
         Ok(())
     }
 
     fn write(
         &mut self,
-        kind: StubKind,
-        index: usize,
+        dir: &Path,
+        file_name: String,
         read_only: bool,
         role: Role,
     ) -> Result<(), CreateError> {
-        let file_name = kind.stub_name(index);
-        let drive_id =
-            fc_stub_drive::create(&self.dir, &file_name).map_err(|source| CreateError {
-                file_name: file_name.clone(),
-                source,
-            })?;
+        let drive_id = fc_stub_drive::create(dir, &file_name).map_err(|source| CreateError {
+            file_name: file_name.clone(),
+            source,
+        })?;
         self.slots
             .add(Slot::new(&drive_id, &file_name, read_only, role));
         self.boot.push(BootDrive {
@@ -112,7 +120,7 @@ impl StubDrives {
             read_only,
             drive_mount: match role {
                 Role::DriveMount(index) => Some(index),
-                Role::Writable | Role::ReadOnly => None,
+                Role::Any(_) => None,
             },
         });
         Ok(())
@@ -124,8 +132,13 @@ impl StubDrives {
     }
 
     /// Goes over to the running VM.
-    pub fn connect(self, patcher: Arc<dyn DrivePatcher>, mounter: Arc<dyn GuestMounter>) -> Drives {
-        Drives::new(self.dir, self.slots, patcher, mounter)
+    pub fn connect(
+        self,
+        exposer: Arc<dyn Exposer>,
+        patcher: Arc<dyn DrivePatcher>,
+        mounter: Arc<dyn GuestMounter>,
+    ) -> Drives {
+        Drives::new(self.slots, exposer, patcher, mounter)
     }
 }
 
@@ -133,7 +146,7 @@ impl StubDrives {
 #[derive(Debug, thiserror::Error)]
 #[error("The stub drive {file_name} cannot be made")]
 pub struct CreateError {
-    /// Its name in the VM's directory.
+    /// Its name in the VMM's working directory.
     pub file_name: String,
     /// Why.
     pub source: fc_stub_drive::CreateError,
@@ -148,6 +161,7 @@ mod tests {
             containers: 2,
             drive_mounts: vec![DriveMountSlot { read_only: true }],
             shared: 1,
+            volumes: 1,
         }
     }
 
@@ -167,6 +181,7 @@ mod tests {
                 ("ctrstub1", false, None),
                 ("drivemntstub0", true, Some(0)),
                 ("imgstub0", true, None),
+                ("volstub0", false, None),
             ]
         );
         assert_eq!(stubs.boot_drives()[0].drive_id, "MN2HE43UOVRDA");

@@ -11,6 +11,8 @@ pub enum Kind {
     DriveMount,
     /// An image that VMs share, read-only (`imgstub<i>`, ours).
     Image,
+    /// A volume of a container, writable (`volstub<i>`, ours).
+    Volume,
 }
 
 impl Kind {
@@ -21,6 +23,7 @@ impl Kind {
             Self::Container => "ctrstub",
             Self::DriveMount => "drivemntstub",
             Self::Image => "imgstub",
+            Self::Volume => "volstub",
         };
         format!("{prefix}{index}")
     }
@@ -42,6 +45,7 @@ mod tests {
         assert_eq!(Kind::Container.stub_name(0), "ctrstub0");
         assert_eq!(Kind::DriveMount.stub_name(12), "drivemntstub12");
         assert_eq!(Kind::Image.stub_name(3), "imgstub3");
+        assert_eq!(Kind::Volume.stub_name(1), "volstub1");
         assert_eq!(drive_id("ctrstub0"), "MN2HE43UOVRDA");
     }
 }

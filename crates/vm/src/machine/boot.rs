@@ -7,7 +7,7 @@ use std::time::Duration;
 use fc_client::host::kvm::{self, Kvm};
 use fc_client::{Vmm, VmmCommand, VmmEnd};
 use fc_config::Config;
-use fc_drives::{Layout, StubDrives};
+use fc_drives::{Layout, Links, StubDrives};
 use fc_proto::guest::ANNOUNCE_PORT;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -99,6 +99,7 @@ impl Host<'_> {
                 containers: spec.containers,
                 drive_mounts: Vec::new(),
                 shared: spec.containers,
+                volumes: 0,
             },
         )?;
         let announcements = self.listen()?;
@@ -127,6 +128,7 @@ impl Host<'_> {
             end = vmm.exited() => return Err(ended(&end, &vmm)),
         };
         let drives = stubs.connect(
+            Arc::new(Links::new(self.vm_dir.path())),
             Arc::new(Patcher(vmm.client().clone())),
             Arc::new(Mounter {
                 client: guest.drive_mounter(),
