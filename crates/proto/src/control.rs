@@ -13,3 +13,7 @@ pub use crate::generated::vmevents::{VMStart, VMStop};
 pub const TOPIC_VM_START: &str = "/firecracker-vm/start";
 /// Topic of [`VMStop`], published when the VM is gone.
 pub const TOPIC_VM_STOP: &str = "/firecracker-vm/stop";
+
+/// Key of a request's metadata: the gRPC address of the containerd that the caller means. Ours; a
+/// daemon that serves another containerd refuses the request with `FailedPrecondition`.
+pub const CONTAINERD_ADDRESS_KEY: &str = "aws.firecracker.containerd-address";

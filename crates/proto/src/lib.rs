@@ -20,6 +20,9 @@ pub mod image;
 pub mod task;
 pub mod vm;
 
+/// Key of a request's metadata under which its containerd namespace travels.
+pub const NAMESPACE_KEY: &str = "containerd-namespace-ttrpc";
+
 pub use containerd_shim_protos as containerd;
 pub use protobuf;
 pub use ttrpc;

@@ -4,10 +4,8 @@ mod control;
 mod create;
 mod delete;
 mod error;
-mod events;
 mod exec;
 mod guest_events;
-mod incoming;
 mod inherited;
 mod io;
 mod life;
@@ -24,9 +22,9 @@ use std::sync::Arc;
 use fc_config::Config;
 use fc_proto::ttrpc::asynchronous::Server;
 use fc_proto::ttrpc::asynchronous::transport::Listener;
+use fc_rpc::incoming::{Connections, Incoming};
 
 use crate::args::Args;
-use incoming::{Connections, Incoming};
 use inherited::{Inherited, InheritedError};
 use shim::Shim;
 

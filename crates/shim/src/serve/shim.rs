@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fc_config::Config;
+use fc_rpc::events::Events;
 use fc_vm::dir::VmDir;
 use fc_vm::machine::{BootError, Console, Machine};
 use fc_vm::timeline::Timeline;
 use tokio::sync::{Notify, watch};
 
 use super::error::CallError;
-use super::events::Events;
 use super::io::Ports;
 use super::tasks::Tasks;
 

@@ -22,8 +22,8 @@ use tokio::time::Instant;
 
 use crate::timeline::{Timeline, now_ns};
 
-/// Metadata key under which containerd's namespace travels in ttrpc calls.
-pub const NAMESPACE_KEY: &str = "containerd-namespace-ttrpc";
+pub use fc_proto::NAMESPACE_KEY;
+
 /// How long an agent may hesitate over an announcement or a Configure.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
 /// Bound on setting the clock of a VM that was paused: who resumes it waits for that.

@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use fc_proto::containerd::shim::event::Envelope;
 use fc_proto::containerd::shim::events::ForwardRequest;
-use fc_proto::containerd::shim_async::{Client, EventsClient};
+use fc_proto::containerd::shim_async::EventsClient;
 use fc_proto::protobuf::well_known_types::any::Any;
 use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
-use fc_proto::protobuf::{MessageField, MessageFull};
-use fc_proto::ttrpc::asynchronous::transport::Socket;
-use fc_proto::ttrpc::context::with_duration;
+use fc_proto::protobuf::{self, MessageField, MessageFull};
 use fc_proto::ttrpc::{self, Error as RpcError};
-use fc_vm::machine::NAMESPACE_KEY;
 use tokio::sync::watch;
+
+use crate::client;
 
 /// Events that are kept while containerd does not take them.
 const CAPACITY: usize = 4096;
@@ -52,24 +51,10 @@ impl Events {
 
     /// Queues an event that happens now. `type_url` is the payload's name on the wire.
     pub fn publish(&self, topic: &str, type_url: &str, payload: &impl MessageFull) {
-        let value = match payload.write_to_bytes() {
-            Ok(value) => value,
-            Err(error) => {
-                tracing::error!(topic, "Event cannot be encoded: {error}");
-                return;
-            }
-        };
-        self.forward(Envelope {
-            timestamp: MessageField::some(Timestamp::now()),
-            namespace: self.namespace.clone(),
-            topic: topic.to_owned(),
-            event: MessageField::some(Any {
-                type_url: type_url.to_owned(),
-                value,
-                ..Any::default()
-            }),
-            ..Envelope::default()
-        });
+        match envelope(&self.namespace, topic, type_url, payload) {
+            Ok(event) => self.forward(event),
+            Err(error) => tracing::error!(topic, "Event cannot be encoded: {error}"),
+        }
     }
 
     /// Queues an event as it is.
@@ -85,6 +70,29 @@ impl Events {
             tracing::warn!("containerd did not take the last events");
         }
     }
+}
+
+/// An event of `namespace` that happens now. `type_url` is the payload's name on the wire.
+///
+/// # Errors
+/// When the payload cannot be encoded.
+pub fn envelope(
+    namespace: &str,
+    topic: &str,
+    type_url: &str,
+    payload: &impl MessageFull,
+) -> protobuf::Result<Envelope> {
+    Ok(Envelope {
+        timestamp: MessageField::some(Timestamp::now()),
+        namespace: namespace.to_owned(),
+        topic: topic.to_owned(),
+        event: MessageField::some(Any {
+            type_url: type_url.to_owned(),
+            value: payload.write_to_bytes()?,
+            ..Any::default()
+        }),
+        ..Envelope::default()
+    })
 }
 
 impl Queue {
@@ -158,8 +166,7 @@ async fn send(
         Some(client) => client,
         None => client.insert(connect(address).await?),
     };
-    let mut context = with_duration(FORWARD_BOUND);
-    context.set(NAMESPACE_KEY.to_owned(), vec![event.namespace.clone()]);
+    let context = client::context(&event.namespace, FORWARD_BOUND);
     let request = ForwardRequest {
         envelope: MessageField::some(event),
         ..ForwardRequest::default()
@@ -168,8 +175,8 @@ async fn send(
 }
 
 async fn connect(address: &Path) -> ttrpc::Result<EventsClient> {
-    let stream = fc_vsock::unix::connect(address)
+    let client = client::connect(address)
         .await
         .map_err(|e| RpcError::Socket(e.to_string()))?;
-    Ok(EventsClient::new(Client::new(Socket::new(stream))))
+    Ok(EventsClient::new(client))
 }
