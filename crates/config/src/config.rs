@@ -15,6 +15,11 @@ const MEMORY_MIB: RangeInclusive<u32> = 1..=16 << 20;
 /// From the least that mkfs gives a journal, up to ext4's 16 TiB with blocks of 4 KiB.
 const DISK_MIB: RangeInclusive<u32> = 8..=16 << 20;
 
+/// A copy travels as an image in the VM's directory: what does not fit is given as an image of its own.
+const COPY_MIB: RangeInclusive<u32> = 0..=4096;
+/// Up to 16 TiB; less than 64 MiB holds no image worth sharing.
+const CACHE_MIB: RangeInclusive<u32> = 64..=16 << 20;
+
 /// The runtime's configuration. Each field is a key of the file, of the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -59,10 +64,17 @@ pub struct Config {
     pub writable_disk_size_mib: u32,
     /// Ours: where shared images are kept. Default `/var/lib/firecracker-containerd/image-cache`.
     pub image_cache_dir: PathBuf,
+    /// Ours: how large that directory may grow, in MiB; what VMs use stays. Default 20480, from 64.
+    pub image_cache_size_mib: u32,
+    /// Ours: most MiB of host files and directories copied for one container. Default 16, 0 to 4096.
+    pub volume_copy_limit_mib: u32,
     /// Ours: the file to which every part appends what it did when. Default none.
     pub timeline_path: Option<PathBuf>,
     /// Ours: report guest process ids where the original does. Default false: the VMM's host process id.
     pub guest_pids: bool,
+    /// Ours: answer CreateVM and GetVMInfo with the original's values: the paths of sockets as they are
+    /// without a jail, and no FIFO paths from CreateVM. Default false: paths that exist.
+    pub original_vm_info_paths: bool,
 }
 
 /// The key `jailer`.
@@ -97,8 +109,11 @@ impl Default for Config {
             min_mem_size_mib: 72,
             writable_disk_size_mib: 10240,
             image_cache_dir: library.join("image-cache"),
+            image_cache_size_mib: 20480,
+            volume_copy_limit_mib: 16,
             timeline_path: None,
             guest_pids: false,
+            original_vm_info_paths: false,
         }
     }
 }
@@ -181,10 +196,22 @@ impl Config {
             file.read_with("image_cache_dir", absolute)?,
         );
         set(
+            &mut c.image_cache_size_mib,
+            file.read_with("image_cache_size_mib", within(CACHE_MIB))?,
+        );
+        set(
+            &mut c.volume_copy_limit_mib,
+            file.read_with("volume_copy_limit_mib", within(COPY_MIB))?,
+        );
+        set(
             &mut c.timeline_path,
             file.read_with("timeline_path", optional)?,
         );
         set(&mut c.guest_pids, file.read("guest_pids")?);
+        set(
+            &mut c.original_vm_info_paths,
+            file.read("original_vm_info_paths")?,
+        );
 
         if config.mem_size_mib < config.min_mem_size_mib {
             return Err(file.invalid(format!(
