@@ -9,7 +9,7 @@ use fc_proto::protobuf::MessageField;
 use fc_vm::address;
 use fc_vm::dir::VmDir;
 use fc_vm::ident;
-use fc_vm::launch::{Launch, launch};
+use fc_vm::launch::{Launch, ShimLog, launch};
 use fc_vm::timeline::{Timeline, now_ns};
 
 use crate::args::Args;
@@ -131,7 +131,12 @@ fn launch_of(
             what: "the shim's own path",
             source,
         })?,
-        log: log.exists().then_some(log),
+        config: None,
+        log: if log.exists() {
+            ShimLog::File(log)
+        } else {
+            ShimLog::Discard
+        },
         debug: args.debug,
         request: Some(request(config, spec, target)?),
     })

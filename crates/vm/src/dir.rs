@@ -14,6 +14,8 @@ pub const VSOCK: &str = "firecracker.vsock";
 pub const LOG_FIFO: &str = "fc-logs.fifo";
 /// FIFO of the VMM's metrics.
 pub const METRICS_FIFO: &str = "fc-metrics.fifo";
+/// FIFO of the shim's log, for shims whose starter wants one.
+pub const SHIM_LOG: &str = "shim-log.fifo";
 /// Record of what must be undone, see [`crate::state`].
 pub const STATE: &str = "state.json";
 

@@ -1,26 +1,22 @@
 //! Starting the shim of a VM: lock, sockets, process.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use fc_proto::control::CreateVMRequest;
-use fc_proto::protobuf::Message;
-use rustix::fs::MemfdFlags;
-use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::address;
 use crate::dir::VmDir;
 use crate::ident::InvalidIdentifier;
 use crate::lock::{LockError, ShimLock, StartLock};
 use crate::process::ProcessId;
-use crate::state::{self, State, StateError, UndoError};
+use crate::spawn;
+use crate::state::{self, Sockets, State, StateError, UndoError};
 
 /// File descriptor of the task socket in a shim.
 pub const TASK_FD: RawFd = 3;
@@ -37,11 +33,9 @@ pub const LOCK_FD_ENV: &str = "FIRECRACKER_LOCK_FD";
 
 /// How long a shim that is ending may take until its VM id is free again.
 const ENDING_SHIM_BOUND: Duration = Duration::from_secs(10);
-/// Highest OOM score adjustment.
-const OOM_SCORE_MAX: i32 = 1000;
 
 /// What is needed to start a shim.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Launch {
     /// Config's `shim_base_dir`.
     pub base: PathBuf,
@@ -49,22 +43,39 @@ pub struct Launch {
     pub namespace: String,
     /// Id of the VM.
     pub vm_id: String,
-    /// containerd's gRPC address, a path.
+    /// containerd's gRPC address, a path. Whoever listens there gets an OOM score one below the shim's.
     pub containerd_address: String,
     /// containerd's ttrpc address, a path.
     pub ttrpc_address: String,
     /// The shim's executable.
     pub program: PathBuf,
-    /// A file for the shim's stderr, its log; `None` discards it.
-    pub log: Option<PathBuf>,
+    /// The runtime's configuration file; `None`: the one that the environment names.
+    pub config: Option<PathBuf>,
+    /// Where the shim's log goes.
+    pub log: ShimLog,
     /// Whether the shim logs at debug level.
     pub debug: bool,
     /// The VM to create at once; `None` leaves that to a later CreateVM call.
     pub request: Option<CreateVMRequest>,
 }
 
+/// What a shim's stderr, its log, is.
+#[derive(Debug)]
+pub enum ShimLog {
+    /// Nothing.
+    Discard,
+    /// A file or FIFO, which exists. Opened for both directions: that never waits for a reader of a
+    /// FIFO, and the shim never fails to write for want of one.
+    File(PathBuf),
+    /// A FIFO that is made for it in the VM's directory ([`crate::dir::SHIM_LOG`]), opened likewise: whoever
+    /// wants to read it can, at any time.
+    Fifo,
+    /// A descriptor, such as the writing end of a pipe. The shim gets a copy.
+    Fd(OwnedFd),
+}
+
 /// A shim that serves, or will as soon as it is scheduled: its sockets take connections already.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Launched {
     /// Path of the task socket.
     pub task_socket: PathBuf,
@@ -72,6 +83,11 @@ pub struct Launched {
     pub control_socket: PathBuf,
     /// False when the VM had a shim already (AlreadyExists, in the control API's words).
     pub new: bool,
+    /// The shim's process.
+    pub shim: ProcessId,
+    /// The same as a child of the caller, if it is new. A caller that lives on has to reap it:
+    /// [`Child::wait`] after [`ProcessId::ended`].
+    pub child: Option<Child>,
 }
 
 /// Why a VM's shim could not be started.
@@ -118,7 +134,11 @@ pub enum LaunchError {
 /// Starts the shim of a VM, or finds the one that runs.
 ///
 /// The shim's working directory is the VM's directory; it leads its own session
-/// and has its sockets and its lock as fixed file descriptors. On error nothing is left.
+/// and has its sockets and its lock as fixed file descriptors. On error nothing is left. A caller that is
+/// killed at any point leaves either a shim that serves, or what [`crate::list::clean_up`]
+/// and the next start of the VM clear.
+///
+/// Blocks: for milliseconds, and for seconds when a former shim of the VM is just ending.
 ///
 /// # Errors
 /// See [`LaunchError`].
@@ -127,62 +147,95 @@ pub fn launch(launch: &Launch) -> Result<Launched, LaunchError> {
     let task_socket =
         address::task_socket(&launch.containerd_address, &launch.namespace, &launch.vm_id);
     let control_socket = address::control_socket(&task_socket);
-    let launched = |new| Launched {
-        task_socket: task_socket.clone(),
-        control_socket: control_socket.clone(),
-        new,
+    let (shim, child) = match lock_or_find(&dir, &task_socket)? {
+        Found::Shim(shim) => (shim, None),
+        Found::Locks(_start_lock, lock) => {
+            let sockets = Sockets {
+                task: task_socket.clone(),
+                control: control_socket.clone(),
+            };
+            match start(launch, &dir, sockets, &lock) {
+                Ok((shim, child)) => (shim, Some(child)),
+                Err(error) => {
+                    // The first error is the one to report; what cannot be undone now is found by the
+                    // next starter.
+                    let _ = state::undo(&dir);
+                    return Err(error);
+                }
+            }
+        }
     };
-    let Some((_start_lock, lock)) = lock_or_find(&dir, &task_socket)? else {
-        return Ok(launched(false));
-    };
-    let state = State {
-        namespace: launch.namespace.clone(),
-        vm_id: launch.vm_id.clone(),
-        sockets: vec![task_socket.clone(), control_socket.clone()],
-        vmm: None,
-    };
-    let result = state.store(&dir).map_err(LaunchError::from).and_then(|()| {
-        let sockets = [bind(&task_socket)?, bind(&control_socket)?];
-        spawn(launch, &dir, sockets, lock)
-    });
-    if let Err(error) = result {
-        // The first error is the one to report; what cannot be undone now is found by the next starter.
-        let _ = state::undo(&dir);
-        return Err(error);
-    }
-    Ok(launched(true))
+    Ok(Launched {
+        task_socket,
+        control_socket,
+        new: child.is_some(),
+        shim,
+        child,
+    })
 }
 
-/// Takes both locks of a VM without a shim, cleaned of leftovers; `None` when its shim answers.
-fn lock_or_find(
+/// What a starter finds.
+enum Found {
+    /// No shim, and no leftovers any more: both locks.
+    Locks(StartLock, ShimLock),
+    /// A shim that takes connections.
+    Shim(ProcessId),
+}
+
+fn start(
+    launch: &Launch,
     dir: &VmDir,
-    task_socket: &Path,
-) -> Result<Option<(StartLock, ShimLock)>, LaunchError> {
+    sockets: Sockets,
+    lock: &ShimLock,
+) -> Result<(ProcessId, Child), LaunchError> {
+    let state = State {
+        sockets: Some(sockets.clone()),
+        ..State::new(dir)
+    };
+    state.store(dir)?;
+    let listeners = [bind(&sockets.task)?, bind(&sockets.control)?];
+    let child =
+        spawn::spawn(launch, dir, &listeners, lock).map_err(|source| LaunchError::Spawn {
+            program: launch.program.clone(),
+            source,
+        })?;
+    // It is not reaped yet, so that its id is its own, dead or alive.
+    match ProcessId::of(child.id()) {
+        Some(shim) => Ok((shim, child)),
+        None => Err(LaunchError::Spawn {
+            program: launch.program.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        }),
+    }
+}
+
+/// Takes both locks of a VM without a shim, cleaned of leftovers, or finds its shim, which answers.
+fn lock_or_find(dir: &VmDir, task_socket: &Path) -> Result<Found, LaunchError> {
     loop {
         let start = StartLock::take(dir)?;
         if let Some(lock) = start.try_shim_lock()? {
             if State::load(dir).ok() == Some(None) {
-                return Ok(Some((start, lock)));
+                return Ok(Found::Locks(start, lock));
             }
             if let Some(error) = state::undo(dir).into_iter().next() {
                 return Err(LaunchError::Leftovers(error));
             }
             continue; // the locks went with the directory
         }
-        if UnixStream::connect(task_socket).is_ok() {
-            return Ok(None);
-        }
-        // It holds the lock and has no socket any more: it is ending.
-        let holder = start.holder();
+        let pid = start.holder();
+        let shim = pid.and_then(ProcessId::of);
+        let answers = UnixStream::connect(task_socket).is_ok();
         drop(start);
-        let gone = match holder.and_then(ProcessId::of) {
-            None => holder.is_some(),
-            Some(process) => process.wait(ENDING_SHIM_BOUND).unwrap_or(false),
+        let gone = match shim {
+            Some(shim) if answers => return Ok(Found::Shim(shim)),
+            // It holds the lock and has no socket any more: it is ending.
+            Some(shim) => shim.wait(ENDING_SHIM_BOUND).unwrap_or(false),
+            None => pid.is_some(),
         };
         if !gone {
             return Err(LaunchError::Stuck {
                 vm_id: dir.vm_id().to_owned(),
-                pid: holder,
+                pid,
             });
         }
     }
@@ -207,125 +260,16 @@ fn bind(path: &Path) -> Result<UnixListener, LaunchError> {
     })
 }
 
-fn spawn(
-    launch: &Launch,
-    dir: &VmDir,
-    [task, control]: [UnixListener; 2],
-    mut lock: ShimLock,
-) -> Result<(), LaunchError> {
-    let mut spawn = || {
-        // Numbers above the targets, so that placing one does not close another, and the
-        // targets are taken, so that nothing the standard library opens for itself gets them.
-        let _reserved = reserve_targets()?;
-        let fds = [
-            (above_targets(&task)?, TASK_FD),
-            (above_targets(&control)?, CONTROL_FD),
-            (above_targets(lock.file())?, LOCK_FD),
-        ];
-        let mut command = command(launch, dir)?;
-        let place = move || {
-            rustix::process::setsid()?;
-            for (from, to) in &fds {
-                // SAFETY: `to` is one of the reserved numbers, which nobody else owns in the child.
-                if unsafe { libc::dup2(from.as_raw_fd(), *to) } < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: setsid and dup2 are async-signal-safe and nothing is allocated.
-        unsafe { command.pre_exec(place) };
-        let child = command.spawn()?;
-        lock.write_holder(child.id())?;
-        adjust_oom_score(child.id());
-        Ok(())
-    };
-    spawn().map_err(|source| LaunchError::Spawn {
-        program: launch.program.clone(),
-        source,
-    })
-}
-
-fn command(launch: &Launch, dir: &VmDir) -> io::Result<Command> {
-    let mut command = Command::new(&launch.program);
-    command
-        .args(["-namespace", &launch.namespace])
-        .args(["-address", &launch.containerd_address])
-        .args(launch.debug.then_some("-debug"))
-        .env("TTRPC_ADDRESS", &launch.ttrpc_address)
-        .env(VM_ID_ENV, &launch.vm_id)
-        .env(CONTROL_FD_ENV, CONTROL_FD.to_string())
-        .env(LOCK_FD_ENV, LOCK_FD.to_string())
-        .current_dir(dir.path())
-        .stdout(Stdio::null());
-    command.stdin(match &launch.request {
-        None => Stdio::null(),
-        Some(request) => Stdio::from(request_file(request)?),
-    });
-    command.stderr(match &launch.log {
-        None => Stdio::null(),
-        // Both ends: opening never waits for a reader, and writing never fails for want of one.
-        Some(log) => Stdio::from(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(log)?,
-        ),
-    });
-    Ok(command)
-}
-
-/// The request as a file of its own, at its start.
-fn request_file(request: &CreateVMRequest) -> io::Result<File> {
-    let mut file = File::from(rustix::fs::memfd_create(
-        "create-vm-request",
-        MemfdFlags::CLOEXEC,
-    )?);
-    file.write_all(&request.write_to_bytes().map_err(io::Error::other)?)?;
-    io::Seek::rewind(&mut file)?;
-    Ok(file)
-}
-
-fn above_targets(fd: &impl std::os::fd::AsFd) -> io::Result<OwnedFd> {
-    Ok(fcntl_dupfd_cloexec(fd, LOCK_FD + 1)?)
-}
-
-fn reserve_targets() -> io::Result<Vec<File>> {
-    let mut reserved = Vec::new();
-    loop {
-        let file = File::open("/dev/null")?;
-        let done = file.as_raw_fd() > LOCK_FD;
-        reserved.push(file);
-        if done {
-            return Ok(reserved);
-        }
-    }
-}
-
-/// One above containerd's own score, so that containerd is not killed first. Without
-/// effect where that is not permitted: the shim then keeps what it inherited.
-fn adjust_oom_score(pid: u32) {
-    let parent = rustix::process::getppid().map_or(1, |p| p.as_raw_nonzero().get());
-    let score = std::fs::read_to_string(format!("/proc/{parent}/oom_score_adj"))
-        .ok()
-        .and_then(|s| s.trim().parse::<i32>().ok());
-    if let Some(score) = score {
-        let _ = std::fs::write(
-            format!("/proc/{pid}/oom_score_adj"),
-            (score + 1).min(OOM_SCORE_MAX).to_string(),
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::list::{CleanUp, clean_up};
+    use std::io::Read;
 
     /// A stand-in for a shim: it reports its stdin, environment and descriptors, then waits for a byte.
     const STAND_IN: &str = r#"#!/bin/sh
 { echo "args $*"; echo "vm $FIRECRACKER_VM_ID $FCCONTROL_SOCKET_FD $FIRECRACKER_LOCK_FD"; echo "ttrpc $TTRPC_ADDRESS"
-  echo "cwd $(pwd)"; echo "stdin $(wc -c)"
+  echo "config $FIRECRACKER_CONTAINERD_RUNTIME_CONFIG_PATH"; echo "cwd $(pwd)"; echo "stdin $(wc -c)"
   for fd in 3 4 5; do readlink /proc/self/fd/$fd | sed 's/:.*//'; done; } > report.new
 mv report.new report
 exec sleep 60
@@ -342,7 +286,8 @@ exec sleep 60
             containerd_address: base.join("c.sock").display().to_string(),
             ttrpc_address: "/run/c.ttrpc".into(),
             program,
-            log: None,
+            config: Some("/etc/fc.json".into()),
+            log: ShimLog::Discard,
             debug: false,
             request: Some(CreateVMRequest {
                 VMID: "v".repeat(76),
@@ -358,12 +303,15 @@ exec sleep 60
         let first = launch(&config).unwrap();
         assert!(first.new);
         let again = launch(&config).unwrap();
-        assert_eq!((again.new, &again.task_socket), (false, &first.task_socket));
+        assert_eq!((again.new, again.shim), (false, first.shim));
+        assert!(again.child.is_none());
+        assert_eq!(again.task_socket, first.task_socket);
 
         let dir = VmDir::new(&config.base, "ns", &config.vm_id).unwrap();
         let report = wait_for(&dir.join("report"));
         let expected = format!(
-            "args -namespace ns -address {}\nvm {} 4 5\nttrpc /run/c.ttrpc\ncwd {}\nstdin 78\nsocket\nsocket\n{}\n",
+            "args -namespace ns -address {}\nvm {} 4 5\nttrpc /run/c.ttrpc\nconfig /etc/fc.json\n\
+             cwd {}\nstdin 78\nsocket\nsocket\n{}\n",
             config.containerd_address,
             config.vm_id,
             dir.path().display(),
@@ -371,13 +319,52 @@ exec sleep 60
         );
         assert_eq!(report, expected);
 
-        kill_holder(&dir);
+        kill(first);
         std::fs::write(dir.join("leftover"), "").unwrap();
-        assert!(launch(&config).unwrap().new);
+        let second = launch(&config).unwrap();
+        assert!(second.new);
         assert!(!dir.join("leftover").exists());
-        kill_holder(&dir);
-        assert!(state::undo(&dir).is_empty());
-        assert!(!first.task_socket.exists() && !first.control_socket.exists());
+        let sockets = [second.task_socket.clone(), second.control_socket.clone()];
+        kill(second);
+        assert_eq!(clean_up(&dir).unwrap(), CleanUp::Done);
+        assert!(sockets.iter().all(|socket| !socket.exists()));
+    }
+
+    #[test]
+    fn whatever_a_killed_starter_left_is_no_obstacle() {
+        let base = tempfile::tempdir().unwrap();
+        let config = launch_in(base.path());
+        let dir = VmDir::new(&config.base, "ns", &config.vm_id).unwrap();
+        let task = address::task_socket(&config.containerd_address, "ns", &config.vm_id);
+        let control = address::control_socket(&task);
+        let steps: [&dyn Fn(); 5] = [
+            &|| std::fs::create_dir_all(dir.path()).unwrap(),
+            &|| drop(StartLock::take(&dir).unwrap().try_shim_lock().unwrap()),
+            &|| std::fs::write(dir.join("state.json.new"), "{").unwrap(),
+            &|| {
+                let state = State {
+                    sockets: Some(Sockets {
+                        task: task.clone(),
+                        control: control.clone(),
+                    }),
+                    ..State::new(&dir)
+                };
+                state.store(&dir).unwrap();
+            },
+            &|| drop((bind(&task).unwrap(), bind(&control).unwrap())),
+        ];
+        for killed_after in 1..=steps.len() {
+            for step in &steps[..killed_after] {
+                step();
+            }
+            let launched = launch(&config).unwrap();
+            assert!(launched.new, "killed after step {killed_after}");
+            // The stand-in's own children have the lock until then.
+            wait_for(&dir.join("report"));
+            kill(launched);
+            assert_eq!(clean_up(&dir).unwrap(), CleanUp::Done);
+            assert!(!task.exists() && !control.exists());
+        }
     }
 
     #[test]
@@ -393,10 +380,26 @@ exec sleep 60
         assert!(!socket.exists());
     }
 
-    fn kill_holder(dir: &VmDir) {
-        let start = StartLock::take(dir).unwrap();
-        let shim = ProcessId::of(start.holder().unwrap()).unwrap();
-        shim.kill(Duration::from_secs(10)).unwrap();
+    #[test]
+    fn the_log_may_be_a_pipe_of_the_caller() {
+        let base = tempfile::tempdir().unwrap();
+        let mut config = launch_in(base.path());
+        std::fs::write(&config.program, "#!/bin/sh\necho a line >&2\n").unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        config.log = ShimLog::Fd(writer.into());
+        let mut launched = launch(&config).unwrap();
+        drop(config);
+        let mut log = String::new();
+        reader.read_to_string(&mut log).unwrap();
+        assert_eq!(log, "a line\n");
+        launched.child.take().unwrap().wait().unwrap();
+        let _ = std::fs::remove_file(launched.task_socket);
+        let _ = std::fs::remove_file(launched.control_socket);
+    }
+
+    fn kill(mut launched: Launched) {
+        launched.shim.kill(Duration::from_secs(10)).unwrap();
+        launched.child.take().unwrap().wait().unwrap();
     }
 
     fn wait_for(path: &Path) -> String {

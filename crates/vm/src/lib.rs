@@ -3,7 +3,7 @@
 //!
 //! - [`ident`], [`address`], [`dir`]: how a VM is named, reached and laid out.
 //! - [`lock`], [`launch`]: what makes a VM unique, and how its shim is started.
-//! - [`state`]: what must be undone after a shim was killed.
+//! - [`list`], [`state`]: which VMs a host has, and what must be undone after a shim was killed.
 //! - [`machine`]: from a request to a running VM whose agent answers, and its stop.
 //! - [`timeline`]: the phase table's events.
 
@@ -11,8 +11,10 @@ pub mod address;
 pub mod dir;
 pub mod ident;
 pub mod launch;
+pub mod list;
 pub mod lock;
 pub mod machine;
 pub mod process;
+mod spawn;
 pub mod state;
 pub mod timeline;

@@ -8,7 +8,7 @@
 //! shim: once it has the start lock, a held shim lock means bound sockets.
 
 use std::fs::{File, OpenOptions, create_dir_all};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
@@ -22,6 +22,13 @@ use crate::dir::{LOCK, VmDir};
 pub struct LockError {
     path: PathBuf,
     source: io::Error,
+}
+
+impl LockError {
+    /// Whether there is no such directory.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
 }
 
 /// The start lock; released on drop.
@@ -85,6 +92,52 @@ impl StartLock {
         }
     }
 
+    /// Locks the directory of a VM only for a look, beside others that look; `None` when a
+    /// starter, or who cleans up, is at work there. Creates nothing.
+    ///
+    /// # Errors
+    /// When the directory is not there, or cannot be locked.
+    pub(crate) fn look(dir: &VmDir) -> Result<Option<Self>, LockError> {
+        let error = |source| LockError {
+            path: dir.path().to_owned(),
+            source,
+        };
+        let fd = File::open(dir.path()).map_err(error)?;
+        match flock(&fd, FlockOperation::NonBlockingLockShared) {
+            // Removed and made again meanwhile, it is another's.
+            Ok(()) => Ok(same_file(&fd, dir.path()).map_err(error)?.then(|| Self {
+                dir: dir.clone(),
+                _dir_fd: fd,
+            })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(error(e.into())),
+        }
+    }
+
+    /// Whether somebody holds the shim lock. For who only looks: takes nothing.
+    ///
+    /// # Errors
+    /// When the lock file is there but cannot be asked.
+    pub(crate) fn shim_lock_held(&self) -> Result<bool, LockError> {
+        let path = self.dir.join(LOCK);
+        let held = || {
+            let file = match File::open(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+                other => other?,
+            };
+            // Shared, because others may be looking. It goes again with the file.
+            match flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => Ok(false),
+                Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+                Err(e) => Err(e.into()),
+            }
+        };
+        held().map_err(|source| LockError {
+            path: self.dir.path().to_owned(),
+            source,
+        })
+    }
+
     /// Takes the shim lock, or answers `None` at once when a shim holds it.
     ///
     /// # Errors
@@ -115,7 +168,7 @@ impl StartLock {
         }
     }
 
-    /// Process id that the holder of the shim lock wrote into the file, if it did.
+    /// Process id of the shim, which it had written into the file before it became the shim.
     #[must_use]
     pub fn holder(&self) -> Option<u32> {
         std::fs::read_to_string(self.dir.join(LOCK))
@@ -133,32 +186,22 @@ impl ShimLock {
         Self { file }
     }
 
-    /// Writes the shim's process id into the file, for whoever finds it locked.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn write_holder(&mut self, pid: u32) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()?;
-        writeln!(self.file, "{pid}")
-    }
-
     /// The locked file, to pass it on to a child.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }
+}
 
-    /// Content of the lock file: the process id written by [`ShimLock::write_holder`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn read_holder(&mut self) -> io::Result<Option<u32>> {
-        let mut text = String::new();
-        self.file.rewind()?;
-        (&self.file).take(32).read_to_string(&mut text)?;
-        Ok(text.trim().parse().ok())
-    }
+/// Writes a shim's process id into its locked file, for whoever finds it locked. Allocates nothing:
+/// the new process itself does it between fork and exec.
+pub(crate) fn write_holder(file: &File, pid: u32) -> io::Result<()> {
+    let mut line = io::Cursor::new([0; 16]);
+    writeln!(line, "{pid}")?;
+    let length = usize::try_from(line.position()).unwrap_or_default();
+    rustix::fs::ftruncate(file, 0)?;
+    rustix::io::pwrite(file, &line.get_ref()[..length], 0)?;
+    Ok(())
 }
 
 /// Whether `path` still names the open file.
@@ -186,13 +229,29 @@ mod tests {
         let (_base, dir) = dir();
         assert!(StartLock::take_existing(&dir).unwrap().is_none());
         let start = StartLock::take(&dir).unwrap();
-        let mut shim = start.try_shim_lock().unwrap().expect("free");
-        shim.write_holder(4711).unwrap();
-        assert_eq!(shim.read_holder().unwrap(), Some(4711));
+        assert!(!start.shim_lock_held().unwrap());
+        let shim = start.try_shim_lock().unwrap().expect("free");
+        write_holder(shim.file(), 4711).unwrap();
         assert!(start.try_shim_lock().unwrap().is_none());
+        assert!(start.shim_lock_held().unwrap());
         assert_eq!(start.holder(), Some(4711));
         drop(shim);
-        assert!(start.try_shim_lock().unwrap().is_some());
+        let shim = start.try_shim_lock().unwrap().expect("free again");
+        write_holder(shim.file(), 1).unwrap();
+        assert_eq!(start.holder(), Some(1), "a shorter number leaves no digits");
+    }
+
+    #[test]
+    fn those_who_look_do_not_disturb() {
+        let (_base, dir) = dir();
+        assert!(StartLock::look(&dir).is_err());
+        let start = StartLock::take(&dir).unwrap();
+        assert!(StartLock::look(&dir).unwrap().is_none());
+        drop(start);
+        let first = StartLock::look(&dir).unwrap().expect("nobody at work");
+        let second = StartLock::look(&dir).unwrap().expect("beside the first");
+        assert!(!first.shim_lock_held().unwrap() && !second.shim_lock_held().unwrap());
+        assert!(!dir.join(LOCK).exists());
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Processes named so that a recycled process id is not mistaken for them.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A process id and the moment the process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +41,7 @@ impl ProcessId {
     /// # Errors
     /// When it cannot be signalled, or is not gone after `bound`.
     pub fn kill(self, bound: Duration) -> io::Result<()> {
-        let Some(fd) = self.open()? else {
+        let Some(fd) = self.pidfd()? else {
             return Ok(());
         };
         match pidfd_send_signal(&fd, Signal::KILL) {
@@ -52,18 +55,45 @@ impl ProcessId {
         }
     }
 
-    /// Waits until the process is gone; answers whether it is.
+    /// Waits, blocking, until the process is gone; answers whether it is.
     ///
     /// # Errors
     /// When it cannot be watched.
     pub fn wait(self, bound: Duration) -> io::Result<bool> {
-        match self.open()? {
+        match self.pidfd()? {
             None => Ok(true),
             Some(fd) => wait_fd(&fd, bound),
         }
     }
 
-    fn open(self) -> io::Result<Option<std::os::fd::OwnedFd>> {
+    /// Waits until the process is gone, in a tokio runtime. One that nobody reaped yet is gone.
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    pub async fn ended(self) -> io::Result<()> {
+        match self.pidfd()? {
+            None => Ok(()),
+            Some(fd) => {
+                // SAFETY: an owned descriptor stays open and the same until `AsyncFd` drops it.
+                let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+                // A pidfd is readable once its process has ended.
+                fd.readable().await.map(drop)
+            }
+        }
+    }
+
+    /// Whether the process still runs. One that cannot be watched counts as alive.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        !self.wait(Duration::ZERO).unwrap_or(false)
+    }
+
+    /// A descriptor that means this process; `None` when it is gone. One that nobody
+    /// reaped yet has one, which is readable.
+    ///
+    /// # Errors
+    /// When the kernel gives none.
+    pub fn pidfd(self) -> io::Result<Option<OwnedFd>> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         let Some(pid) = pid else { return Ok(None) };
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -76,7 +106,7 @@ impl ProcessId {
     }
 }
 
-fn wait_fd(fd: &std::os::fd::OwnedFd, bound: Duration) -> io::Result<bool> {
+fn wait_fd(fd: &OwnedFd, bound: Duration) -> io::Result<bool> {
     let timeout = Timespec::try_from(bound).map_err(|_| io::ErrorKind::InvalidInput)?;
     let ready = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout))?;
     Ok(ready > 0)
@@ -103,9 +133,31 @@ mod tests {
         };
         other.kill(Duration::from_secs(1)).unwrap();
         assert!(child.try_wait().unwrap().is_none());
+        assert!(id.is_alive() && !other.is_alive());
         id.kill(Duration::from_secs(10)).unwrap();
         assert!(!child.wait().unwrap().success());
         id.kill(Duration::from_secs(1)).unwrap();
         assert!(id.wait(Duration::ZERO).unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_end_is_an_event() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let id = ProcessId::of(child.id()).unwrap();
+        let ended = id.ended();
+        tokio::pin!(ended);
+        tokio::select! {
+            biased;
+            _ = &mut ended => panic!("cat ended with its input open"),
+            () = std::future::ready(()) => {}
+        }
+        drop(child.stdin.take());
+        ended.await.unwrap();
+        assert!(!id.is_alive(), "nobody reaped it, but it is gone");
+        child.wait().unwrap();
+        id.ended().await.unwrap();
     }
 }

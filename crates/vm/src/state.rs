@@ -23,12 +23,22 @@ pub struct State {
     pub namespace: String,
     /// Id of the VM.
     pub vm_id: String,
-    /// The task and control sockets.
-    pub sockets: Vec<PathBuf>,
+    /// The shim's sockets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<Sockets>,
     /// The VMM, once it runs. (Before that is written the VMM cannot outlive the shim: it
     /// gets a signal when its parent dies.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm: Option<ProcessId>,
+}
+
+/// Where a VM's shim serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sockets {
+    /// The task API.
+    pub task: PathBuf,
+    /// The control API.
+    pub control: PathBuf,
 }
 
 /// Why the record could not be read or written.
@@ -65,6 +75,17 @@ pub enum UndoError {
 }
 
 impl State {
+    /// The record of a VM that uses nothing yet.
+    #[must_use]
+    pub fn new(dir: &VmDir) -> Self {
+        Self {
+            namespace: dir.namespace().to_owned(),
+            vm_id: dir.vm_id().to_owned(),
+            sockets: None,
+            vmm: None,
+        }
+    }
+
     /// Reads the record of `dir`; `None` when there is none.
     ///
     /// # Errors
@@ -121,8 +142,10 @@ pub fn undo(dir: &VmDir) -> Vec<UndoError> {
                     source,
                 });
             }
-            for socket in &state.sockets {
-                errors.extend(remove(socket, std::fs::remove_file(socket)));
+            if let Some(sockets) = state.sockets {
+                for socket in [&sockets.task, &sockets.control] {
+                    errors.extend(remove(socket, std::fs::remove_file(socket)));
+                }
             }
         }
     }
@@ -157,10 +180,12 @@ mod tests {
             .spawn()
             .unwrap();
         let state = State {
-            namespace: "ns".into(),
-            vm_id: "vm".into(),
-            sockets: vec![socket.clone(), base.path().join("never-made")],
+            sockets: Some(Sockets {
+                task: socket.clone(),
+                control: base.path().join("never-made"),
+            }),
             vmm: ProcessId::of(vmm.id()),
+            ..State::new(&dir)
         };
         state.store(&dir).unwrap();
         assert_eq!(State::load(&dir).unwrap(), Some(state));

@@ -78,7 +78,7 @@ pub enum BootError {
     )]
     Ended {
         /// How the VMM's process ended.
-        status: std::process::ExitStatus,
+        status: fc_client::ProcessExit,
         /// The guest's last words.
         console: Console,
     },
@@ -187,7 +187,7 @@ mod tests {
     fn an_ended_guest_is_explained() {
         let lines = ["[ 0.1] booting", "", "firecracker-initrd: No root= given"];
         let error = BootError::Ended {
-            status: std::process::ExitStatus::from_raw(0),
+            status: fc_client::ProcessExit::Status(std::process::ExitStatus::from_raw(0)),
             console: Console::new(lines.map(str::to_owned).to_vec()),
         };
         assert_eq!(

@@ -1,0 +1,259 @@
+//! Which VMs a host has, from what is on disk and which locks are held: nothing has to
+//! be remembered by anybody, and nobody has to be asked.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::dir::VmDir;
+use crate::ident::InvalidIdentifier;
+use crate::lock::{LockError, StartLock};
+use crate::process::ProcessId;
+use crate::state::{self, Sockets, State, StateError, UndoError};
+
+/// A VM's directory and what can be told from it.
+#[derive(Debug)]
+pub struct Vm {
+    /// The directory; it names the namespace and the VM.
+    pub dir: VmDir,
+    /// Whether the VM has a shim.
+    pub shim: ShimState,
+    /// What the VM uses; `None` in a directory whose starter did not get so far, or whose shim
+    /// is just removing it.
+    pub record: Result<Option<State>, StateError>,
+}
+
+/// Whether a VM has a shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShimState {
+    /// This process holds the VM's lock.
+    Alive(ProcessId),
+    /// Somebody is starting the shim, or cleaning up after it, at this moment.
+    Changing,
+    /// None: what is there was left by one that is dead. [`clean_up`] removes it.
+    Dead,
+}
+
+/// Why VMs cannot be looked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The directory of all VMs cannot be read.
+    #[error("Cannot read the VMs' directory {}", path.display())]
+    Read {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The namespace or the VM id is no identifier.
+    #[error("Invalid VM")]
+    Identifier(#[from] InvalidIdentifier),
+    /// A VM's lock cannot be asked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+}
+
+impl Vm {
+    /// The shim's process, if there is one.
+    #[must_use]
+    pub fn shim(&self) -> Option<ProcessId> {
+        match self.shim {
+            ShimState::Alive(shim) => Some(shim),
+            ShimState::Changing | ShimState::Dead => None,
+        }
+    }
+
+    /// Where the shim serves, or served.
+    #[must_use]
+    pub fn sockets(&self) -> Option<&Sockets> {
+        self.record.as_ref().ok()?.as_ref()?.sockets.as_ref()
+    }
+
+    /// The VMM, if it was started. It can have ended meanwhile.
+    #[must_use]
+    pub fn vmm(&self) -> Option<ProcessId> {
+        self.record.as_ref().ok()?.as_ref()?.vmm
+    }
+
+    /// Whether nothing but leftovers is there.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.shim == ShimState::Dead
+    }
+
+    /// Looks at a VM's directory; `None` when it is not there.
+    fn look(dir: VmDir) -> Result<Option<Self>, LockError> {
+        let lock = match StartLock::look(&dir) {
+            Err(error) if error.is_missing() => return Ok(None),
+            other => other?,
+        };
+        let shim = match &lock {
+            None => ShimState::Changing,
+            Some(lock) if !lock.shim_lock_held()? => ShimState::Dead,
+            // Its process may end between the two looks; the lock is then free the next time.
+            Some(lock) => lock
+                .holder()
+                .and_then(ProcessId::of)
+                .map_or(ShimState::Changing, ShimState::Alive),
+        };
+        let record = State::load(&dir);
+        Ok(Some(Self { dir, shim, record }))
+    }
+}
+
+/// Every VM with a directory in `base` (config's `shim_base_dir`), dead ones too, by
+/// namespace and id. Entries that are named otherwise are not looked at; without `base` there is no VM.
+///
+/// # Errors
+/// When `base` or a VM's lock cannot be read.
+pub fn list(base: &Path) -> Result<Vec<Vm>, ListError> {
+    let error = |source| ListError::Read {
+        path: base.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(base) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(error)?,
+    };
+    let mut vms = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(error)?;
+        let name = entry.file_name();
+        let Some((namespace, vm_id)) = name.to_str().and_then(|name| name.split_once('#')) else {
+            continue;
+        };
+        let Ok(dir) = VmDir::new(base, namespace, vm_id) else {
+            continue;
+        };
+        // It may go away while we look.
+        vms.extend(Vm::look(dir)?);
+    }
+    vms.sort_by(|a, b| (a.dir.namespace(), a.dir.vm_id()).cmp(&(b.dir.namespace(), b.dir.vm_id())));
+    Ok(vms)
+}
+
+/// The VM of that name, dead or alive; `None` when it has no directory.
+///
+/// # Errors
+/// When a name is no identifier or the VM's lock cannot be read.
+pub fn find(base: &Path, namespace: &str, vm_id: &str) -> Result<Option<Vm>, ListError> {
+    Ok(Vm::look(VmDir::new(base, namespace, vm_id)?)?)
+}
+
+/// What cleaning up found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CleanUp {
+    /// The VM has no directory.
+    Nothing,
+    /// The VM has a shim, and was left alone.
+    Alive,
+    /// What a dead shim left is gone.
+    Done,
+}
+
+/// Why something of a dead VM is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanUpError {
+    /// The VM's lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Everything that could not be undone; the rest was.
+    #[error("Cannot clean up after the VM's shim: {}", Undone(.0))]
+    Undo(Vec<UndoError>),
+}
+
+struct Undone<'a>(&'a [UndoError]);
+
+impl fmt::Display for Undone<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{}", crate::machine::chain(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Undoes what a VM's dead shim left: its VMM, sockets and directory. A VM with a shim is
+/// left alone, so that this may be called for any VM at any time.
+///
+/// Blocks: for seconds when the VMM still has to end.
+///
+/// # Errors
+/// See [`CleanUpError`].
+pub fn clean_up(dir: &VmDir) -> Result<CleanUp, CleanUpError> {
+    let Some(start) = StartLock::take_existing(dir)? else {
+        return Ok(CleanUp::Nothing);
+    };
+    if start.try_shim_lock()?.is_none() {
+        return Ok(CleanUp::Alive);
+    }
+    let errors = state::undo(dir);
+    if errors.is_empty() {
+        Ok(CleanUp::Done)
+    } else {
+        Err(CleanUpError::Undo(errors))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::write_holder;
+
+    fn vm_dir(base: &Path, vm_id: &str) -> VmDir {
+        let dir = VmDir::new(base, "ns", vm_id).unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_living_the_dead_and_the_broken() {
+        let base = tempfile::tempdir().unwrap();
+        assert!(list(&base.path().join("none")).unwrap().is_empty());
+        std::fs::create_dir(base.path().join("no-vm")).unwrap();
+
+        let alive = vm_dir(base.path(), "b-alive");
+        let start = StartLock::take(&alive).unwrap();
+        let lock = start.try_shim_lock().unwrap().unwrap();
+        write_holder(lock.file(), std::process::id()).unwrap();
+        drop(start);
+        let mut state = State::new(&alive);
+        state.sockets = Some(Sockets {
+            task: "/s/t".into(),
+            control: "/s/t-fccontrol".into(),
+        });
+        state.store(&alive).unwrap();
+
+        let broken = vm_dir(base.path(), "a-broken");
+        std::fs::write(broken.join(crate::dir::STATE), "{").unwrap();
+        let starting = vm_dir(base.path(), "c-starting");
+        let starter = StartLock::take(&starting).unwrap();
+
+        let vms = list(base.path()).unwrap();
+        let seen: Vec<_> = vms.iter().map(|vm| (vm.dir.vm_id(), vm.shim)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("a-broken", ShimState::Dead),
+                ("b-alive", ShimState::Alive(ProcessId::current().unwrap())),
+                ("c-starting", ShimState::Changing),
+            ]
+        );
+        assert!(vms[0].record.is_err());
+        let sockets = vms[1].sockets().unwrap();
+        assert_eq!(sockets.control, Path::new("/s/t-fccontrol"));
+
+        assert_eq!(clean_up(&alive).unwrap(), CleanUp::Alive);
+        assert!(matches!(
+            clean_up(&broken),
+            Err(CleanUpError::Undo(errors)) if matches!(errors[..], [UndoError::State(_)])
+        ));
+        assert_eq!(clean_up(&broken).unwrap(), CleanUp::Nothing);
+        drop((starter, lock));
+        assert_eq!(clean_up(&starting).unwrap(), CleanUp::Done);
+        assert_eq!(clean_up(&alive).unwrap(), CleanUp::Done);
+        assert!(find(base.path(), "ns", "b-alive").unwrap().is_none());
+        assert!(base.path().join("no-vm").exists());
+    }
+}
