@@ -3,12 +3,13 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::Value;
 
-/// Bound on an answer; booting under emulation on a busy machine takes its time.
-const BOUND: Duration = Duration::from_secs(60);
+use crate::bound::bound;
+
+/// Seconds that an answer is waited for; booting under emulation on a busy machine takes its time.
+const PATIENCE: u32 = 60;
 
 /// A VMM's answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +51,7 @@ impl Connection {
         let stream = UnixStream::connect(socket)
             .unwrap_or_else(|error| panic!("Cannot connect to {}: {error}", socket.display()));
         for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
-            set(&stream, Some(BOUND)).expect("a timeout that is not zero can be set");
+            set(&stream, Some(bound(PATIENCE))).expect("a timeout that is not zero can be set");
         }
         Self(BufReader::new(stream))
     }

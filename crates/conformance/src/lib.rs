@@ -1,6 +1,7 @@
 //! What the conformance suite drives a VMM with: its command line, its API socket, its guest's console.
 //!
 //! - [`subject`]: which VMMs there are on this machine and what they boot.
+//! - [`bound`]: how long anything is waited for.
 //! - [`vmm`]: a running VMM; [`http`]: its API, byte by byte.
 //! - [`initrd`], [`archive`]: a guest made on the spot; [`pattern`]: data whose every byte is known.
 //!
@@ -10,6 +11,7 @@
 //! This is test code: what cannot work ends the case by a panic that says why.
 
 pub mod archive;
+pub mod bound;
 pub mod http;
 pub mod initrd;
 pub mod pattern;

@@ -6,12 +6,18 @@
 //! | `FC_GUEST_DIR`       | output of `firecracker-image`: kernel and modules for `firecracker-tcg`            |
 //! | `FIRECRACKER_BIN`    | a real `firecracker`, if there is one                                             |
 //! | `FIRECRACKER_KERNEL` | its kernel, an uncompressed one with virtio and serial drivers built in            |
+//! | `FIRECRACKER_ARGS`   | options, separated by blanks, for every VMM that boots that kernel                 |
+//!
+//! And [`crate::bound`] for how slow it is. Real Firecracker runs on a paravirtual `/dev/kvm` too, with a kernel
+//! made for that whose arguments are compiled in (`CONFIG_CMDLINE`); a `firecracker` that was not linked with musl
+//! needs `--no-seccomp` there.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::initrd;
+use crate::vmm::Vmm;
 
 /// A VMM under test.
 #[derive(Clone, Debug)]
@@ -33,6 +39,18 @@ pub struct GuestFiles {
     pub base_initrd: Option<PathBuf>,
     /// A root image with the rest of the kernel's modules, in EROFS.
     pub rootfs: Option<PathBuf>,
+    /// Options that the VMM needs for it.
+    pub vmm_args: Vec<String>,
+}
+
+impl GuestFiles {
+    /// Starts a VMM that is to boot them, as [`Vmm::start`] does, with the options that it needs for that.
+    #[must_use]
+    pub fn start(&self, binary: &Path, directory: &Path, args: &[&str]) -> Vmm {
+        let own = self.vmm_args.iter().map(String::as_str);
+        let args: Vec<_> = own.chain(args.iter().copied()).collect();
+        Vmm::start(binary, directory, &args)
+    }
 }
 
 impl Subject {
@@ -85,6 +103,7 @@ fn emulated_guest() -> Result<GuestFiles, String> {
         kernel: existing(&directory.join("default-vmlinux.bin"))?,
         base_initrd: Some(existing(&directory.join("default-initrd.img"))?),
         rootfs: Some(existing(&directory.join("default-rootfs.img"))?),
+        vmm_args: Vec::new(),
     })
 }
 
@@ -92,10 +111,12 @@ fn real_guest() -> Result<GuestFiles, String> {
     let kernel = env::var_os("FIRECRACKER_KERNEL").ok_or("FIRECRACKER_KERNEL names no kernel")?;
     existing(Path::new("/dev/kvm"))?;
     existing(Path::new(initrd::BUSYBOX)).map_err(|why| why + ": install busybox-static")?;
+    let args = env::var("FIRECRACKER_ARGS").unwrap_or_default();
     Ok(GuestFiles {
         kernel: existing(Path::new(&kernel))?,
         base_initrd: None,
         rootfs: None,
+        vmm_args: args.split_whitespace().map(str::to_owned).collect(),
     })
 }
 

@@ -14,10 +14,11 @@ use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
+use crate::bound::bound;
 use crate::http::{Answer, Connection};
 
-/// Bound on anything a guest is waited for: emulated, on a busy machine.
-const BOUND: Duration = Duration::from_secs(90);
+/// Seconds that anything a guest does is waited for: emulated, on a busy machine.
+const PATIENCE: u32 = 90;
 
 /// Name of the API socket in the VMM's directory.
 pub const SOCKET: &str = "api.sock";
@@ -44,7 +45,7 @@ impl Vmm {
         inotify::add_watch(&watch, directory, inotify::WatchFlags::CREATE)
             .expect("a directory can be watched");
         let vmm = Self::start_unready(binary, directory, &[&["--api-sock", SOCKET], args].concat());
-        let deadline = Instant::now() + BOUND;
+        let deadline = Instant::now() + bound(PATIENCE);
         let mut buffer = [MaybeUninit::uninit(); 4096];
         while UnixStream::connect(directory.join(SOCKET)).is_err() {
             let ended = || panic!("no API socket; on the console:\n{}", vmm.seen.join("\n"));
@@ -179,7 +180,7 @@ impl Vmm {
     /// # Panics
     /// None comes.
     pub fn wait_line(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + BOUND;
+        let deadline = Instant::now() + bound(PATIENCE);
         loop {
             let rest = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.console.recv_timeout(rest) else {
@@ -243,7 +244,7 @@ impl Vmm {
         let end = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())
             .expect("a child that was not waited for is there");
         assert!(
-            readable(&end, Instant::now() + BOUND),
+            readable(&end, Instant::now() + bound(PATIENCE)),
             "the VMM still runs; on its console:\n{}",
             self.seen.join("\n")
         );

@@ -3,13 +3,15 @@
 //! `firecracker-tcg --print-jail-paths > firecracker-tcg.jail.json`, run where the program is installed and again
 //! when QEMU is upgraded, tells it to whoever makes jails.
 
+use std::collections::BTreeMap;
+use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::Serialize;
 
-use crate::qemu::{self, QemuError};
+use crate::qemu::{self, QEMU_VARIABLE, QemuError};
 
 /// Firmware, and what loads the two kinds of kernel.
 const FIRMWARE: [&str; 3] = ["qboot.rom", "linuxboot_dma.bin", "pvh.bin"];
@@ -18,6 +20,9 @@ const FIRMWARE: [&str; 3] = ["qboot.rom", "linuxboot_dma.bin", "pvh.bin"];
 const LINKER_CACHE: &str = "/etc/ld.so.cache";
 
 /// The content of `firecracker-tcg.jail.json`. A jail shows each path under the same name; a link by what it leads to.
+///
+/// Beside that it needs a working directory that it may write to, and nothing else: neither `/proc` nor `/tmp`, no
+/// capabilities, no privileges to gain.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct JailPaths {
     /// Files, to be read and executed only.
@@ -25,6 +30,8 @@ pub struct JailPaths {
     /// Devices, to be read and written: the null device, and the one that tap devices are had from, which only
     /// VMs with network interfaces need.
     pub devices: Vec<PathBuf>,
+    /// What the program must find in its environment, or it looks for another QEMU.
+    pub environment: BTreeMap<&'static str, PathBuf>,
 }
 
 /// Why the paths cannot be told.
@@ -33,7 +40,7 @@ pub enum JailError {
     /// There is no QEMU.
     #[error("{0}")]
     Qemu(#[from] QemuError),
-    /// QEMU cannot be run.
+    /// QEMU, or this program itself, cannot be run.
     #[error("Cannot run {path}: {error}", path = path.display())]
     Run {
         /// The program.
@@ -65,9 +72,18 @@ pub enum JailError {
 pub fn paths() -> Result<JailPaths, JailError> {
     let program = qemu::find()?;
     let mut read_only_paths = vec![program.clone()];
-    // The linker lists what it would load, by the names under which it looks, and runs nothing.
-    let linked = output(Command::new(&program).env("LD_TRACE_LOADED_OBJECTS", "1"))?;
-    read_only_paths.extend(libraries(&linked)?);
+    // Where this program is put is for the jail to say; it needs libraries only if it was not linked as released.
+    let this = env::current_exe().map_err(|error| JailError::Run {
+        path: "/proc/self/exe".into(),
+        error,
+    })?;
+    for linked in [&program, &this] {
+        for library in libraries(&linked_objects(linked)?)? {
+            if !read_only_paths.contains(&library) {
+                read_only_paths.push(library);
+            }
+        }
+    }
     let cache = PathBuf::from(LINKER_CACHE);
     if cache.exists() {
         read_only_paths.push(cache);
@@ -80,7 +96,15 @@ pub fn paths() -> Result<JailPaths, JailError> {
     Ok(JailPaths {
         read_only_paths,
         devices: vec!["/dev/null".into(), "/dev/net/tun".into()],
+        environment: BTreeMap::from([(QEMU_VARIABLE, program)]),
     })
+}
+
+/// The linker lists what it would load, by the names under which it looks, and runs nothing. Without a linker the
+/// program runs, and only tells its version.
+fn linked_objects(program: &Path) -> Result<String, JailError> {
+    let mut command = Command::new(program);
+    output(command.arg("--version").env("LD_TRACE_LOADED_OBJECTS", "1"))
 }
 
 fn output(command: &mut Command) -> Result<String, JailError> {
@@ -132,7 +156,9 @@ mod tests {
         let paths: [PathBuf; 2] = ["/lib/libz.so.1".into(), "/lib64/ld.so.2".into()];
         assert_eq!(libraries(list).unwrap(), paths);
         assert!(
-            libraries("\tstatically linked\n").unwrap().is_empty(),
+            libraries("QEMU emulator version 10.0.2\n")
+                .unwrap()
+                .is_empty(),
             "a static QEMU needs none"
         );
         assert_eq!(

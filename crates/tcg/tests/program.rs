@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
-use support::Vmm;
+use support::{SOCKET, Vmm};
 
 #[test]
 fn version_in_firecrackers_format() {
@@ -41,14 +41,14 @@ fn the_socket_must_be_new_and_stays() {
     let directory = tempfile::tempdir().unwrap();
     let mut vmm = Vmm::start(directory.path());
     let second = Vmm::command()
-        .args(["--api-sock", "api.sock"])
+        .args(["--api-sock", SOCKET])
         .current_dir(directory.path())
         .output()
         .unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("Check that it is not already used."));
     vmm.kill();
-    assert!(directory.path().join("api.sock").exists());
+    assert!(directory.path().join(SOCKET).exists());
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_start_that_cannot_work_says_why() {
     let fault = vmm.fault("PUT", "/actions", &start);
     assert!(fault.contains("install QEMU 10 or newer"), "{fault}");
     vmm.kill();
-    fs::remove_file(directory.path().join("api.sock")).unwrap();
+    fs::remove_file(directory.path().join(SOCKET)).unwrap();
 
     // A QEMU that fails tells its own reason, and the VM can be started again.
     let fake = directory.path().join("qemu");

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use fc_conformance::bound::bound;
 use fc_conformance::vmm::Vmm;
 use serde_json::{Value, json};
 
@@ -266,7 +267,7 @@ fn balloon_running(guest: &mut Guest) {
         .accept("PATCH", "/balloon", &json!({ "amount_mib": 32 }));
     assert_eq!(guest.vmm.get("/balloon")["amount_mib"], 32);
     // The API has nothing to wait on: the statistics are asked for until they are those of the new size.
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + bound(30);
     loop {
         let statistics = guest.vmm.get("/balloon/statistics");
         assert_eq!(statistics["target_mib"], 32, "{statistics}");

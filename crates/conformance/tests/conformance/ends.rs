@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use fc_conformance::subject::GuestFiles;
-use fc_conformance::vmm::Vmm;
 use serde_json::json;
 
 use crate::running::{ARGS, boot_source};
@@ -23,7 +22,7 @@ pub const CASES: &[(&str, OnFiles)] = &[
 /// No initrd and no such partition: the kernel panics, and with `panic=1` reboots.
 fn panic_without_partition(binary: &Path, files: &GuestFiles) {
     let directory = tempfile::tempdir().unwrap();
-    let mut vmm = Vmm::start(binary, directory.path(), &["--log-path", "log"]);
+    let mut vmm = files.start(binary, directory.path(), &["--log-path", "log"]);
     file(directory.path(), "root", 4096, 0);
     let boot = json!({ "kernel_image_path": files.kernel, "boot_args": ARGS });
     let root = json!({
@@ -52,7 +51,7 @@ fn ctrl_alt_del(binary: &Path, files: &GuestFiles) {
         "logger": { "log_path": "log", "level": "Debug" },
     });
     std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
-    let mut vmm = Vmm::start(binary, directory.path(), &["--config-file", "config.json"]);
+    let mut vmm = files.start(binary, directory.path(), &["--config-file", "config.json"]);
     vmm.wait_line("READY");
     assert_eq!(vmm.state(), "Running");
     assert_eq!(vmm.get("/machine-config")["vcpu_count"], 2);

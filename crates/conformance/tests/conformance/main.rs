@@ -13,6 +13,7 @@ mod drives;
 mod ends;
 mod http;
 mod output;
+mod pause;
 mod requests;
 mod running;
 mod typed;
@@ -35,7 +36,7 @@ type OnFiles = fn(&Path, &GuestFiles);
 
 /// Cases that `firecracker-tcg` does not pass, and why that is so.
 const DIFFERENCES: &[(&str, &str)] = &[(
-    "running::clock_goes_on_through_a_pause",
+    "pause::clocks_go_on",
     "the guest's clock stands still while it is paused",
 )];
 
@@ -94,8 +95,9 @@ fn trials(subject: Subject, list_only: bool) -> Vec<Trial> {
         });
         (*name, drivers.and(offers.of(*kind)), *case)
     });
-    let last = running::LAST
+    let last = pause::CASES
         .iter()
+        .chain(running::LAST)
         .map(|(name, case)| (*name, guest.clone().map(drop), *case));
     for (name, needs, case) in on_guest.chain(on_devices).chain(last) {
         let (shared, guest) = (Arc::clone(&shared), guest.clone());

@@ -1,7 +1,6 @@
-//! A guest that runs: states, kernel arguments, metrics, pause, the end by a reboot.
+//! A guest that runs: states, kernel arguments, metrics, the end by a reboot.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use fc_conformance::initrd;
 use fc_conformance::subject::GuestFiles;
@@ -19,8 +18,6 @@ pub const CASES: &[(&str, OnGuest)] = &[
         refused,
     ),
     ("running::metrics", metrics),
-    ("running::pause_and_resume", pause_and_resume),
-    ("running::clock_goes_on_through_a_pause", clock),
 ];
 
 /// What ends the guest comes last.
@@ -43,7 +40,7 @@ impl Guest {
     /// Configures and boots it as the runtime does: request by request.
     pub fn boot(binary: &Path, files: &GuestFiles, offers: &Offers) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let vmm = Vmm::start(
+        let vmm = files.start(
             binary,
             directory.path(),
             &["--log-path", "log", "--level", "Debug"],
@@ -192,44 +189,6 @@ fn metrics(guest: &mut Guest) {
     assert_eq!(last["put_api_requests"]["drive_count"], 0, "{last}");
     let time = last["utc_timestamp_ms"].as_u64().unwrap();
     assert!(time > 1_600_000_000_000, "{time}");
-}
-
-fn pause_and_resume(guest: &mut Guest) {
-    let pause = json!({ "state": "Paused" });
-    let resume = json!({ "state": "Resumed" });
-    guest.shell("true");
-    for _ in 0..2 {
-        guest.vmm.accept("PATCH", "/vm", &pause);
-        assert_eq!(guest.vmm.state(), "Paused");
-    }
-    guest.vmm.type_line("echo AWAKE");
-    assert!(guest.vmm.is_silent(Duration::from_millis(700)));
-    for _ in 0..2 {
-        guest.vmm.accept("PATCH", "/vm", &resume);
-        assert_eq!(guest.vmm.state(), "Running");
-    }
-    guest.vmm.wait_line("AWAKE");
-}
-
-fn clock(guest: &mut Guest) {
-    let uptime =
-        |guest: &mut Guest| -> f64 { guest.shell("cut -d ' ' -f 1 /proc/uptime").parse().unwrap() };
-    let before = uptime(guest);
-    let start = Instant::now();
-    guest
-        .vmm
-        .accept("PATCH", "/vm", &json!({ "state": "Paused" }));
-    std::thread::sleep(Duration::from_secs(2));
-    guest
-        .vmm
-        .accept("PATCH", "/vm", &json!({ "state": "Resumed" }));
-    let after = uptime(guest);
-    let (guest_time, host_time) = (after - before, start.elapsed().as_secs_f64());
-    // A shell command on a busy machine may take most of a second.
-    assert!(
-        (host_time - guest_time).abs() < 1.0,
-        "{guest_time} s passed in the guest, {host_time} s on the host"
-    );
 }
 
 fn reboot(guest: &mut Guest) {

@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Duration;
 
+use fc_conformance::bound::bound;
 use fc_conformance::initrd::PROGRAM;
 use fc_conformance::pattern::Pattern;
 
@@ -22,16 +22,16 @@ pub const CASES: &[(&str, OnGuest)] = &[
 pub const SOCKET: &str = "vsock.sock";
 
 /// The port on which the guest sends back what it receives.
-const ECHO: u32 = 52;
+pub const ECHO: u32 = 52;
 
-/// Bound on one read or write.
-const BOUND: Duration = Duration::from_secs(30);
+/// Seconds that one read or write is waited for.
+const PATIENCE: u32 = 30;
 
 /// Sends a first line to the device; its answer, empty if it closes instead.
 fn dial(guest: &Guest, line: &str) -> (String, BufReader<UnixStream>) {
     let mut stream = UnixStream::connect(guest.directory.path().join(SOCKET)).unwrap();
-    stream.set_read_timeout(Some(BOUND)).unwrap();
-    stream.set_write_timeout(Some(BOUND)).unwrap();
+    stream.set_read_timeout(Some(bound(PATIENCE))).unwrap();
+    stream.set_write_timeout(Some(bound(PATIENCE))).unwrap();
     stream.write_all(line.as_bytes()).unwrap();
     let mut reader = BufReader::new(stream);
     let mut answer = String::new();
@@ -42,7 +42,8 @@ fn dial(guest: &Guest, line: &str) -> (String, BufReader<UnixStream>) {
     (answer, reader)
 }
 
-fn connect(guest: &Guest, port: u32) -> BufReader<UnixStream> {
+/// Connects to a port of the guest.
+pub fn connect(guest: &Guest, port: u32) -> BufReader<UnixStream> {
     let (answer, stream) = dial(guest, &format!("CONNECT {port}\n"));
     let host_port = answer
         .strip_prefix("OK ")
@@ -54,7 +55,7 @@ fn connect(guest: &Guest, port: u32) -> BufReader<UnixStream> {
 }
 
 /// Sends data and takes it back, both at once: neither side may wait for the other.
-fn echo(stream: &mut BufReader<UnixStream>, length: u64, seed: u64) {
+pub fn echo(stream: &mut BufReader<UnixStream>, length: u64, seed: u64) {
     let mut sender = stream.get_ref().try_clone().unwrap();
     let sent = std::thread::spawn(move || Pattern::new(seed).write(&mut sender, length));
     let received = Pattern::new(seed).check(stream, length);
@@ -89,7 +90,7 @@ fn guest_to_host(guest: &mut Guest) {
         let seed = u64::from(port);
         let receiver = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(BOUND)).unwrap();
+            stream.set_read_timeout(Some(bound(PATIENCE))).unwrap();
             Pattern::new(seed).check(&mut stream, length)?;
             stream.write_all(b"all arrived\n")
         });

@@ -76,7 +76,10 @@ impl Machine {
             Some(path) => Some(initrd::prepare(path).map_err(preparing("the initrd"))?),
             None => None,
         };
-        let (initrd, initrd_fd) = initrd.map_or((None, None), |it| (Some(it.path), it.copy));
+        let (initrd, initrd_fd, initrd_scratch) = match initrd {
+            Some(it) => (Some(it.path), it.copy, it.scratch),
+            None => (None, None, None),
+        };
         let copy = |file: &File| file.try_clone().map(OwnedFd::from);
         let drives = resources
             .drives()
@@ -133,6 +136,8 @@ impl Machine {
             }
             Err(error) => return Err(error),
         };
+        // QEMU runs, so it has read everything.
+        drop(initrd_scratch);
         let console = Console::start(console, output).map_err(preparing("the serial console"))?;
         let drives = resources
             .drives()

@@ -6,4 +6,4 @@ mod guest;
 mod vmm;
 
 pub use guest::Guest;
-pub use vmm::Vmm;
+pub use vmm::{SOCKET, Vmm};

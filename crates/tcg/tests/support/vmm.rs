@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+/// Name of the API's socket in the VMM's directory.
+pub const SOCKET: &str = "api.socket";
+
 /// Bound on anything the guest is waited for.
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -42,7 +45,7 @@ impl Vmm {
         command
             .args([
                 "--api-sock",
-                "api.sock",
+                SOCKET,
                 "--id",
                 "test-vm",
                 "--log-path",
@@ -73,7 +76,7 @@ impl Vmm {
             directory: directory.to_owned(),
         };
         let deadline = Instant::now() + Duration::from_secs(5);
-        while UnixStream::connect(directory.join("api.sock")).is_err() {
+        while UnixStream::connect(directory.join(SOCKET)).is_err() {
             assert!(Instant::now() < deadline, "the API socket did not appear");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -82,7 +85,7 @@ impl Vmm {
 
     /// Sends a request; an empty `body` is none. Returns status and body, as text if it is not JSON.
     pub fn request(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let mut stream = UnixStream::connect(self.directory.join("api.sock")).unwrap();
+        let mut stream = UnixStream::connect(self.directory.join(SOCKET)).unwrap();
         stream.set_read_timeout(Some(BOUND)).unwrap();
         write!(
             stream,
