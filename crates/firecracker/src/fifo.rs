@@ -2,9 +2,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::fs::{CWD, FileType, Mode};
-use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::{OpenOptions, Receiver};
 use tokio::task::JoinHandle;
 
@@ -13,6 +13,9 @@ use crate::tail::{LineCutter, MAX_LINE};
 
 /// Longest line of metrics in bytes: all of them are in one, which grows with every device.
 const MAX_METRICS: usize = 64 << 10;
+
+/// What a FIFO holds, in bytes (pipe(7)).
+const FIFO_CAPACITY: usize = 64 << 10;
 
 /// Why a FIFO cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +41,7 @@ pub enum FifoError {
 /// Reads a FIFO, so that its writer never waits, until it is dropped.
 #[derive(Debug)]
 pub struct FifoDrain {
-    tail: Tail,
+    source: Arc<Source>,
     task: JoinHandle<()>,
 }
 
@@ -74,16 +77,19 @@ impl FifoDrain {
         )
     }
 
-    /// The last lines, oldest first.
+    /// The last lines, oldest first, with what was written until now.
     #[must_use]
     pub fn tail(&self) -> Vec<String> {
-        self.tail.lines()
+        self.shared_tail().lines()
     }
 
     /// The same, for [`VmmCommand::log`](crate::VmmCommand::log): outlives the drain.
     #[must_use]
-    pub fn shared_tail(&self) -> Tail {
-        self.tail.clone()
+    pub fn shared_tail(&self) -> FifoTail {
+        FifoTail {
+            tail: self.source.tail.clone(),
+            source: Arc::downgrade(&self.source),
+        }
     }
 
     fn start(path: &Path, max_line: usize, tail: Tail, each: fn(&str)) -> Result<Self, FifoError> {
@@ -104,13 +110,14 @@ impl FifoDrain {
                 source,
             }
         })?;
-        let task = tokio::spawn(drain(
+        let source = Arc::new(Source {
             receiver,
-            LineCutter::new(max_line),
-            tail.clone(),
+            cutter: Mutex::new(LineCutter::new(max_line)),
+            tail,
             each,
-        ));
-        Ok(Self { tail, task })
+        });
+        let task = tokio::spawn(drain(Arc::clone(&source)));
+        Ok(Self { source, task })
     }
 }
 
@@ -120,14 +127,58 @@ impl Drop for FifoDrain {
     }
 }
 
-async fn drain(mut receiver: Receiver, mut cutter: LineCutter, tail: Tail, each: fn(&str)) {
-    let mut buffer = [0; 4096];
-    // There is always a writer, so no read ends with 0 bytes; an error means that nothing more will come.
-    while let Ok(length @ 1..) = receiver.read(&mut buffer).await {
-        cutter.take(&buffer[..length], |line| {
-            each(&line);
-            tail.push(line);
-        });
+/// The last lines that came out of a FIFO.
+#[derive(Debug, Clone)]
+pub struct FifoTail {
+    tail: Tail,
+    /// Gone with the drain.
+    source: Weak<Source>,
+}
+
+impl FifoTail {
+    /// The lines, oldest first, with what was written until now: a VMM's last words may be in the FIFO still when
+    /// its end is seen.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        if let Some(source) = self.source.upgrade() {
+            source.take_available();
+        }
+        self.tail.lines()
+    }
+}
+
+/// A FIFO that is read, and what came out of it.
+#[derive(Debug)]
+struct Source {
+    receiver: Receiver,
+    cutter: Mutex<LineCutter>,
+    tail: Tail,
+    each: fn(&str),
+}
+
+impl Source {
+    /// Takes what is there, at most as much as a FIFO holds.
+    fn take_available(&self) {
+        let mut cutter = self.cutter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = [0; 4096];
+        for _ in 0..FIFO_CAPACITY / buffer.len() {
+            let Ok(length @ 1..) = self.receiver.try_read(&mut buffer) else {
+                return;
+            };
+            cutter.take(&buffer[..length], |line| {
+                (self.each)(&line);
+                self.tail.push(line);
+            });
+        }
+    }
+}
+
+/// Reads for ever: an error means that the runtime shuts down.
+async fn drain(source: Arc<Source>) {
+    while source.receiver.readable().await.is_ok() {
+        source.take_available();
+        // A VMM that writes all the time does not keep others from their turn.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -20,6 +20,9 @@ mod vmm;
 
 pub use client::{BOOT_BOUND, Client, DEFAULT_BOUND};
 pub use error::{ApiError, Call};
-pub use fifo::{FifoDrain, FifoError};
+pub use fifo::{FifoDrain, FifoError, FifoTail};
 pub use tail::{Excerpt, Tail};
-pub use vmm::{LaunchError, MINIMUM_VERSION, Version, Vmm, VmmCommand, VmmEnd};
+pub use vmm::{
+    LaunchError, MINIMUM_VERSION, ProcessExit, StartedVmm, StopError, Version, Vmm, VmmCommand,
+    VmmEnd,
+};

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +11,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::format;
-use crate::Tail;
+use crate::{FifoTail, Tail};
+
+/// How long a VMM may take until its API answers if nothing else is said. Firecracker takes some 10 ms.
+const READY_BOUND: Duration = Duration::from_secs(5);
 
 /// How to start a VMM: `<binary> --api-sock <api_socket> --id <id> <args>` in `dir`.
 #[derive(Debug, Clone)]
@@ -30,8 +34,10 @@ pub struct VmmCommand {
     pub log_output: bool,
     /// How long the process may take until its API answers. Default 5 s.
     pub ready_bound: Duration,
+    /// Where the process' output is kept; to share it, give a clone. Default one of its own.
+    pub output: Tail,
     /// The VMM's log, to be part of what is known of its end. Default none.
-    pub log: Option<Tail>,
+    pub log: Option<FifoTail>,
 }
 
 impl VmmCommand {
@@ -46,7 +52,8 @@ impl VmmCommand {
             api_socket: "firecracker.sock".to_owned(),
             args: Vec::new(),
             log_output: false,
-            ready_bound: Duration::from_secs(5),
+            ready_bound: READY_BOUND,
+            output: Tail::default(),
             log: None,
         }
     }
@@ -87,5 +94,47 @@ impl VmmCommand {
         // SAFETY: between fork and exec only system calls are made and nothing is allocated.
         unsafe { command.pre_exec(die_with_parent) };
         command.spawn()
+    }
+}
+
+/// A VMM's process that somebody else started, for [`Vmm::attach`](super::Vmm::attach).
+#[derive(Debug)]
+pub struct StartedVmm {
+    /// Which program it runs, for messages: what the user configured rather than its name in a jail.
+    pub binary: PathBuf,
+    /// The process' id, as seen from here. It has to be this process' still when it is attached to: that of a child
+    /// is, also after its end, and so is that of a child of whoever waits for it later.
+    pub pid: u32,
+    /// The API's socket as seen from here. Its directory must exist, the socket itself may come later.
+    pub api_socket: PathBuf,
+    /// The pipe that its standard output goes to. Default: not read.
+    pub stdout: Option<OwnedFd>,
+    /// The pipe that its standard error goes to. Default: not read.
+    pub stderr: Option<OwnedFd>,
+    /// As [`VmmCommand::log_output`].
+    pub log_output: bool,
+    /// How long it may take from now until the API answers. Default 5 s.
+    pub ready_bound: Duration,
+    /// As [`VmmCommand::output`].
+    pub output: Tail,
+    /// As [`VmmCommand::log`].
+    pub log: Option<FifoTail>,
+}
+
+impl StartedVmm {
+    /// The process `pid`, which runs `binary` and has its API at `api_socket`; the rest as documented at the fields.
+    #[must_use]
+    pub fn new(binary: impl Into<PathBuf>, pid: u32, api_socket: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            pid,
+            api_socket: api_socket.into(),
+            stdout: None,
+            stderr: None,
+            log_output: false,
+            ready_bound: READY_BOUND,
+            output: Tail::default(),
+            log: None,
+        }
     }
 }

@@ -13,7 +13,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
 use super::end::write_lines;
-use super::{MINIMUM_VERSION, Version, Vmm, VmmCommand, VmmEnd};
+use super::process::Process;
+use super::running::DROP_BOUND;
+use super::{MINIMUM_VERSION, StartedVmm, Version, Vmm, VmmCommand, VmmEnd};
 use crate::{ApiError, readiness};
 
 /// Time between two attempts to connect to a socket that was bound and is not listened on yet: nothing tells
@@ -46,6 +48,16 @@ pub enum LaunchError {
     Spawn {
         /// The program.
         binary: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The process that was said to run the program does not exist.
+    #[error("The VMM {} (process {pid}) is gone already", binary.display())]
+    Gone {
+        /// The program.
+        binary: PathBuf,
+        /// The process' id.
+        pid: u32,
         /// The system's error.
         source: io::Error,
     },
@@ -114,47 +126,92 @@ impl fmt::Display for LastOutput<'_> {
 }
 
 pub(super) async fn launch(command: VmmCommand) -> Result<Vmm, LaunchError> {
+    let socket = command.socket();
     let unusable = |source| LaunchError::Directory {
         dir: command.dir.clone(),
         source,
     };
-    let socket = command.socket();
     // Watched before the process starts, so that the socket cannot be missed.
     let created = watch_directory(&command.dir).map_err(unusable)?;
     if socket.try_exists().map_err(unusable)? {
         return Err(LaunchError::SocketExists { socket });
     }
-    let child = command.spawn().map_err(|source| LaunchError::Spawn {
+    let mut child = command.spawn().map_err(|source| LaunchError::Spawn {
         binary: command.binary.clone(),
         source,
     })?;
-    let mut vmm = Vmm::new(child, &command).map_err(|source| LaunchError::Watch { source })?;
-    let version = tokio::select! {
-        version = timeout(command.ready_bound, ready(&vmm, &command, &socket, &created)) => version,
-        end = vmm.exited() => return Err(LaunchError::Exited { binary: command.binary, end }),
+    // Not reaped yet, so that the id is still its own.
+    let process = Process::open(child.id()).map_err(|source| {
+        // It must not stay; the first error is the one to report.
+        let _ = child.kill();
+        let _ = child.wait();
+        LaunchError::Watch { source }
+    })?;
+    let started = StartedVmm {
+        binary: command.binary,
+        pid: child.id(),
+        api_socket: socket,
+        stdout: child.stdout.take().map(OwnedFd::from),
+        stderr: child.stderr.take().map(OwnedFd::from),
+        log_output: command.log_output,
+        ready_bound: command.ready_bound,
+        output: command.output,
+        log: command.log,
     };
-    vmm.version = match version {
-        Ok(version) => version?,
-        Err(_) => {
-            return Err(LaunchError::NotReady {
-                binary: command.binary,
-                bound: command.ready_bound,
-                last_output: vmm.console(),
-            });
+    take_over(process, started, &created).await
+}
+
+pub(super) async fn attach(started: StartedVmm) -> Result<Vmm, LaunchError> {
+    let process = Process::open(started.pid).map_err(|source| LaunchError::Gone {
+        binary: started.binary.clone(),
+        pid: started.pid,
+        source,
+    })?;
+    let dir = started.api_socket.parent().unwrap_or(Path::new("/"));
+    match watch_directory(dir) {
+        Ok(created) => take_over(process, started, &created).await,
+        Err(source) => {
+            process.kill_and_reap(DROP_BOUND);
+            Err(LaunchError::Directory {
+                dir: dir.to_owned(),
+                source,
+            })
         }
+    }
+}
+
+/// Makes a VMM of a process, once its API answers. `created` tells of files in the socket's directory.
+async fn take_over(
+    process: Process,
+    started: StartedVmm,
+    created: &AsyncFd<OwnedFd>,
+) -> Result<Vmm, LaunchError> {
+    let (binary, socket) = (started.binary.clone(), started.api_socket.clone());
+    let bound = started.ready_bound;
+    let vmm = Vmm::new(process, started).map_err(|source| LaunchError::Watch { source })?;
+    let version = tokio::select! {
+        version = timeout(bound, ready(&vmm, &binary, &socket, created)) => version,
+        end = vmm.exited() => return Err(LaunchError::Exited { binary, end }),
     };
-    Ok(vmm)
+    match version {
+        Ok(version) => Ok(vmm.with_version(version?)),
+        Err(_) => Err(LaunchError::NotReady {
+            binary,
+            bound,
+            last_output: vmm.console(),
+        }),
+    }
 }
 
 /// Waits for the API and asks for the version.
 async fn ready(
     vmm: &Vmm,
-    command: &VmmCommand,
+    binary: &Path,
     socket: &Path,
     created: &AsyncFd<OwnedFd>,
 ) -> Result<Version, LaunchError> {
     let unusable = |source| LaunchError::Directory {
-        dir: command.dir.clone(),
+        dir: socket.parent().unwrap_or(Path::new("/")).to_owned(),
         source,
     };
     while !socket.try_exists().map_err(unusable)? {
@@ -165,13 +222,13 @@ async fn ready(
     {
         sleep(LISTEN_INTERVAL).await;
     }
-    let binary = || command.binary.clone();
-    match vmm.client().version().await {
-        Ok(answer) => match Version::parse(&answer.firecracker_version) {
+    let binary = || binary.to_owned();
+    match vmm.client().describe_instance().await {
+        Ok(info) => match Version::parse(&info.vmm_version) {
             Some(version) if version >= MINIMUM_VERSION => Ok(version),
             _ => Err(LaunchError::TooOld {
                 binary: binary(),
-                version: answer.firecracker_version,
+                version: info.vmm_version,
             }),
         },
         Err(ApiError::VmmGone { end, .. }) => Err(LaunchError::Exited {

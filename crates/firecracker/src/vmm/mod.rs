@@ -6,11 +6,12 @@ mod format;
 mod launch;
 mod output;
 mod process;
+mod running;
 mod version;
 
-pub use command::VmmCommand;
+pub use command::{StartedVmm, VmmCommand};
 pub(crate) use end::Exit;
-pub use end::VmmEnd;
+pub use end::{ProcessExit, StopError, VmmEnd};
 pub use launch::LaunchError;
-pub use process::Vmm;
+pub use running::Vmm;
 pub use version::{MINIMUM_VERSION, Version};

@@ -1,255 +1,111 @@
-//! A running VMM.
+//! A process that is known by a file descriptor.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::{Child, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
-use tokio::time::timeout;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
+    waitid,
+};
 
-use super::output::Output;
-use super::{Exit, LaunchError, Version, VmmCommand, VmmEnd, launch};
-use crate::{Client, Tail, readiness};
+use super::ProcessExit;
 
-/// How long the output of a process that ended may be kept open by a process that it left behind.
-const OUTPUT_BOUND: Duration = Duration::from_millis(200);
-
-/// How long dropping a VMM waits for the process that it killed.
-const DROP_BOUND: Duration = Duration::from_secs(1);
-
-/// A running VMM process. It is killed when this is dropped, and by the kernel when this process dies.
+/// A file descriptor that means a process whatever happens to its id.
 ///
-/// To be launched in a tokio runtime, **from a thread that lives as long as the VMM should**: the kernel kills it
-/// when that thread ends. In a current-thread runtime on the main thread that is the process. Nothing else in this
-/// process may wait for children that are not its own, or the VMM's end stays unknown.
+/// It may be a child of this process or not: a child is reaped here, and only of a child is the exit status known.
 #[derive(Debug)]
-pub struct Vmm {
-    process: Arc<Process>,
-    exit: Exit,
-    output: Tail,
-    pub(super) client: Client,
-    pub(super) version: Version,
-}
-
-impl Vmm {
-    /// Starts a VMM and waits until its API answers. If that fails, nothing of it is left running.
-    ///
-    /// # Errors
-    /// [`LaunchError`].
-    pub async fn launch(command: VmmCommand) -> Result<Self, LaunchError> {
-        launch::launch(command).await
-    }
-
-    /// A VMM whose process was just started; its version is yet to be asked.
-    pub(super) fn new(mut child: Child, command: &VmmCommand) -> io::Result<Self> {
-        let output = Tail::default();
-        let streams = (child.stdout.take(), child.stderr.take());
-        let process = Arc::new(Process::new(child)?);
-        let (sender, exit) = Exit::new();
-        // From here on a failure drops `vmm`, which ends the process.
-        let vmm = Self {
-            client: Client::new(command.socket()).with_exit(exit.clone()),
-            process: Arc::clone(&process),
-            exit,
-            output: output.clone(),
-            version: Version {
-                major: 0,
-                minor: 0,
-                patch: 0,
-            },
-        };
-        let mut outputs = Vec::new();
-        if let (Some(stdout), Some(stderr)) = streams {
-            outputs.push(Output::new(
-                stdout,
-                "stdout",
-                output.clone(),
-                command.log_output,
-            )?);
-            outputs.push(Output::new(
-                stderr,
-                "stderr",
-                output.clone(),
-                command.log_output,
-            )?);
-        }
-        let ended = readiness::readable(process.pidfd.try_clone()?)?;
-        tokio::spawn(follow(
-            process,
-            ended,
-            outputs,
-            output,
-            command.log.clone(),
-            sender,
-        ));
-        Ok(vmm)
-    }
-
-    /// The process' id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.process.pid
-    }
-
-    /// Speaks with this VMM; knows when its process ends.
-    #[must_use]
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// The VMM's version.
-    #[must_use]
-    pub fn version(&self) -> &Version {
-        &self.version
-    }
-
-    /// Waits for the process' end. Any number can wait, also after this is dropped.
-    pub fn exited(&self) -> impl Future<Output = VmmEnd> + Send + 'static {
-        let exit = self.exit.clone();
-        async move { exit.wait().await }
-    }
-
-    /// How the process ended, if it did.
-    #[must_use]
-    pub fn end(&self) -> Option<VmmEnd> {
-        self.exit.now()
-    }
-
-    /// The last lines of the process' output, the guest's console among them; oldest first.
-    #[must_use]
-    pub fn console(&self) -> Vec<String> {
-        self.output.lines()
-    }
-
-    /// The same, shared: outlives this.
-    #[must_use]
-    pub fn console_tail(&self) -> Tail {
-        self.output.clone()
-    }
-
-    /// Ends the process: SIGTERM, and SIGKILL if it is still there after `grace`.
-    pub async fn stop(&self, grace: Duration) -> VmmEnd {
-        self.process.signal(Signal::TERM);
-        if let Ok(end) = timeout(grace, self.exit.wait()).await {
-            return end;
-        }
-        self.kill();
-        self.exit.wait().await
-    }
-
-    /// Kills the process (SIGKILL) without waiting for its end.
-    pub fn kill(&self) {
-        self.process.signal(Signal::KILL);
-    }
-}
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        self.process.kill_and_reap();
-    }
-}
-
-/// A child process and a file descriptor that means it whatever happens to its id.
-#[derive(Debug)]
-struct Process {
+pub(super) struct Process {
     pid: u32,
     pidfd: OwnedFd,
-    child: Mutex<Child>,
+    exit: Mutex<Option<ProcessExit>>,
 }
 
 impl Process {
-    fn new(mut child: Child) -> io::Result<Self> {
-        let pid = child.id();
-        let open = || {
-            let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
-            let raw = raw.ok_or(io::ErrorKind::InvalidInput)?;
-            // The child is not reaped yet, so that the id is still its own.
-            Ok(pidfd_open(raw, PidfdFlags::empty())?)
-        };
-        match open() {
-            Ok(pidfd) => Ok(Self {
-                pid,
-                pidfd,
-                child: Mutex::new(child),
-            }),
-            Err(error) => {
-                // It must not stay; the first error is the one to report.
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(error)
-            }
-        }
+    /// The process that has the id `pid` now. The caller sees to it that this is the one it means: a child has its
+    /// id until it is reaped.
+    ///
+    /// # Errors
+    /// No process has this id.
+    pub(super) fn open(pid: u32) -> io::Result<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let raw = raw.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self {
+            pid,
+            pidfd: pidfd_open(raw, PidfdFlags::empty())?,
+            exit: Mutex::new(None),
+        })
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Its id.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// A descriptor that is readable once the process has ended.
+    pub(super) fn ended(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
         // Fails only for a process that has ended, which is what signals are for here.
         let _ = pidfd_send_signal(&self.pidfd, signal);
     }
 
-    /// The exit status of a process that has ended. The first call takes it from the kernel, later ones repeat it.
-    fn status(&self) -> io::Result<Option<ExitStatus>> {
-        self.child
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .try_wait()
+    /// How the process ended, if it did. The first call takes that from the kernel, later ones repeat it.
+    pub(super) fn exit(&self) -> Option<ProcessExit> {
+        let mut exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        if exit.is_none() && self.wait(Duration::ZERO) {
+            *exit = Some(self.reap());
+        }
+        *exit
+    }
+
+    /// Waits, blocking, until the process has ended, at most `bound`. Whether it has.
+    fn wait(&self, bound: Duration) -> bool {
+        let bound = Timespec::try_from(bound).ok();
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        rustix::event::poll(&mut ended, bound.as_ref()) == Ok(1)
+    }
+
+    /// Takes the exit status of a process that has ended, so that it is no zombie if it was a child.
+    fn reap(&self) -> ProcessExit {
+        let status = waitid(
+            WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.pidfd)),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
+        match status {
+            Ok(Some(status)) => exit_status(&status),
+            // `ECHILD`: its parent is somebody else, or somebody else in this process has reaped it.
+            Ok(None) | Err(_) => ProcessExit::Unknown,
+        }
     }
 
     /// Kills the process and waits, blocking, until it is gone: nobody else may be left to do it.
-    fn kill_and_reap(&self) {
-        if matches!(self.status(), Ok(Some(_))) {
+    pub(super) fn kill_and_reap(&self, bound: Duration) {
+        if self.exit().is_some() {
             return;
         }
         self.signal(Signal::KILL);
-        let bound = Timespec::try_from(DROP_BOUND).ok();
-        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
         // A process that survives this is the kernel's problem, and its parent's at the end.
-        let _ = rustix::event::poll(&mut ended, bound.as_ref());
-        let _ = self.status();
+        self.wait(bound);
+        self.exit();
     }
 }
 
-/// Follows a process to its end, and tells `sender`.
-async fn follow(
-    process: Arc<Process>,
-    ended: AsyncFd<OwnedFd>,
-    outputs: Vec<Output>,
-    tail: Tail,
-    log: Option<Tail>,
-    sender: watch::Sender<Option<VmmEnd>>,
-) {
-    let mut drains = tokio::task::JoinSet::new();
-    for output in outputs {
-        drains.spawn(output.drain());
-    }
-    let status = loop {
-        // A pidfd is readable once its process has ended.
-        match ended.readable().await {
-            Ok(mut ready) => ready.clear_ready(),
-            // Only a runtime that shuts down refuses, and then nobody waits.
-            Err(_) => return,
-        }
-        match process.status() {
-            Ok(Some(status)) => break status,
-            Ok(None) => {}
-            Err(error) => {
-                tracing::error!(pid = process.pid, %error, "Cannot learn how the VMM ended");
-                return;
-            }
-        }
+/// What `waitid(2)` says, in the form of `waitpid(2)`: the signal in the lowest bits or else the code in the second
+/// byte.
+fn exit_status(status: &WaitIdStatus) -> ProcessExit {
+    const DUMPED: i32 = 0x80;
+    let raw = match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => (code & 0xff) << 8,
+        (None, Some(signal)) if status.dumped() => signal | DUMPED,
+        (None, Some(signal)) => signal,
+        (None, None) => return ProcessExit::Unknown,
     };
-    // The last words are still in the pipes.
-    let all_read = async { while drains.join_next().await.is_some() {} };
-    let _ = timeout(OUTPUT_BOUND, all_read).await;
-    let end = VmmEnd {
-        status,
-        last_output: tail.lines(),
-        last_log: log.map(|log| log.lines()).unwrap_or_default(),
-    };
-    // Nobody may be waiting.
-    let _ = sender.send(Some(end));
+    ProcessExit::Status(ExitStatus::from_raw(raw))
 }

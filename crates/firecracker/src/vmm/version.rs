@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A version of Firecracker's API, `major.minor.patch`; what follows is left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// Changes when calls change their meaning.
     pub major: u32,
