@@ -1,0 +1,295 @@
+//! The control groups of a jailed VMM: one per hierarchy of the host, all under one path.
+//!
+//! Works on hosts with cgroup v1 (a hierarchy per controller), v2 (one hierarchy) and both.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+
+/// Parent of the groups if the request names none.
+pub(crate) const DEFAULT_PARENT: &str = "/firecracker-containerd";
+
+/// Why there is no control group for a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The path leads somewhere else.
+    #[error("CgroupPath {0:?} must be made of plain names: `.` and `..` are not allowed")]
+    Path(String),
+    /// The host's hierarchies are unknown.
+    #[error("Cannot read which cgroup hierarchies the host has")]
+    Mounts {
+        /// Why.
+        source: io::Error,
+    },
+    /// There are none.
+    #[error("The host has no cgroup hierarchy mounted: mount cgroup2 at /sys/fs/cgroup")]
+    NoHierarchy,
+    /// The group cannot be made.
+    #[error("Cannot make the cgroup {}", path.display())]
+    Make {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Other VMs have all the names.
+    #[error("The cgroups {} exist: other VMs use them, or something left them and they can be removed", .0.join(" and "))]
+    Taken(Vec<String>),
+}
+
+/// The names that the group of a VM may get, best first: what clients of the original know, and, when a VM of
+/// another namespace has that, one with the namespace. `@` is in no identifier, so that the two never meet.
+///
+/// # Errors
+/// When `parent` is not made of plain names.
+pub(crate) fn candidates(
+    parent: &str,
+    namespace: &str,
+    vm_id: &str,
+) -> Result<[String; 2], CgroupError> {
+    let parent = if parent.is_empty() {
+        DEFAULT_PARENT
+    } else {
+        parent
+    };
+    let plain = Path::new(parent)
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !plain || parent.contains("/./") || parent.ends_with("/.") {
+        return Err(CgroupError::Path(parent.to_owned()));
+    }
+    let parent = Path::new("/").join(parent);
+    let path = |name: String| parent.join(name).display().to_string();
+    Ok([path(vm_id.to_owned()), path(format!("{vm_id}@{namespace}"))])
+}
+
+/// The host's hierarchies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hierarchies {
+    mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mount {
+    path: PathBuf,
+    v2: bool,
+    /// A new group of it takes no processes before its processors are set.
+    cpuset: bool,
+}
+
+impl Hierarchies {
+    /// Those that are mounted.
+    ///
+    /// # Errors
+    /// When there are none or they cannot be found out.
+    pub(crate) fn of_host() -> Result<Self, CgroupError> {
+        let text = fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|source| CgroupError::Mounts { source })?;
+        let this = Self::parse(&text);
+        if this.mounts.is_empty() {
+            return Err(CgroupError::NoHierarchy);
+        }
+        Ok(this)
+    }
+
+    /// From proc_pid_mountinfo(5).
+    fn parse(mountinfo: &str) -> Self {
+        let mut seen = BTreeSet::new();
+        let mounts = mountinfo
+            .lines()
+            .filter_map(|line| {
+                let (mount, system) = line.split_once(" - ")?;
+                let mut mount = mount.split(' ').skip(2);
+                let (device, path) = (mount.next()?, mount.nth(1)?);
+                let mut system = system.split(' ');
+                let v2 = match system.next()? {
+                    "cgroup" => false,
+                    "cgroup2" => true,
+                    _ => return None,
+                };
+                let cpuset = !v2 && system.nth(1)?.split(',').any(|option| option == "cpuset");
+                // The same hierarchy may be mounted at several places.
+                seen.insert(device.to_owned()).then(|| Mount {
+                    path: path.into(),
+                    v2,
+                    cpuset,
+                })
+            })
+            .collect();
+        Self { mounts }
+    }
+
+    /// Makes the group `path` in one hierarchy, the same on every call, so that it is the caller's. False when
+    /// it exists already. The OCI runtime makes it in the others.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn claim(&self, path: &str) -> Result<bool, CgroupError> {
+        let mount = self
+            .mounts
+            .iter()
+            .find(|mount| !mount.v2 && !mount.cpuset)
+            .or_else(|| self.mounts.iter().find(|mount| mount.v2))
+            .or_else(|| self.mounts.first())
+            .ok_or(CgroupError::NoHierarchy)?;
+        let directory = inside(&mount.path, path);
+        let made = match directory.parent() {
+            Some(parent) => fs::create_dir_all(parent).and_then(|()| fs::create_dir(&directory)),
+            None => fs::create_dir(&directory),
+        };
+        match made {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(source) => Err(CgroupError::Make {
+                path: directory,
+                source,
+            }),
+        }
+    }
+
+    /// Kills every process in the group and below, and waits until all have ended. Orphans that became this
+    /// process' children are reaped, except `keep`, whose status somebody else wants.
+    ///
+    /// # Errors
+    /// When they have not ended within `bound`, or the group cannot be read.
+    pub(crate) fn kill(&self, path: &str, keep: Option<u32>, bound: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + bound;
+        // A process may have made another one just before it was killed.
+        loop {
+            let pids = self.processes(path)?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            for pid in pids {
+                kill(pid, keep, deadline)?;
+            }
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    /// The processes in the group and below, in any hierarchy; ended ones that nobody has reaped yet are not.
+    fn processes(&self, path: &str) -> io::Result<BTreeSet<i32>> {
+        let mut pids = BTreeSet::new();
+        for directory in self.directories(path) {
+            for directory in tree(&directory)? {
+                let text = match fs::read_to_string(directory.join("cgroup.procs")) {
+                    // Gone meanwhile.
+                    Err(error) if is_gone(&error) => continue,
+                    other => other?,
+                };
+                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            }
+        }
+        // 0 stands for a process that this one cannot see.
+        pids.retain(|pid| *pid > 0 && !is_zombie(*pid));
+        Ok(pids)
+    }
+
+    /// Removes the group and what is below in every hierarchy.
+    ///
+    /// # Errors
+    /// Each directory that stays, in particular because processes are in it.
+    pub(crate) fn remove(&self, path: &str) -> Vec<(PathBuf, io::Error)> {
+        let mut errors = Vec::new();
+        for directory in self.directories(path) {
+            match tree(&directory) {
+                Ok(directories) => {
+                    for directory in directories.into_iter().rev() {
+                        match fs::remove_dir(&directory) {
+                            Err(error) if !is_gone(&error) => errors.push((directory, error)),
+                            _ => {}
+                        }
+                    }
+                }
+                Err(error) if is_gone(&error) => {}
+                Err(error) => errors.push((directory, error)),
+            }
+        }
+        errors
+    }
+
+    /// Removes the group where it is empty; whoever uses it keeps it.
+    pub(crate) fn remove_if_unused(&self, path: &str) {
+        for directory in self.directories(path) {
+            // One that is in use says so.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+
+    fn directories(&self, path: &str) -> Vec<PathBuf> {
+        let directories = self.mounts.iter().map(|mount| inside(&mount.path, path));
+        directories.filter(|directory| directory.is_dir()).collect()
+    }
+}
+
+fn inside(mount: &Path, path: &str) -> PathBuf {
+    mount.join(path.trim_start_matches('/'))
+}
+
+/// `directory` and the directories below, parents first.
+fn tree(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = vec![directory.to_owned()];
+    let mut next = 0;
+    while let Some(directory) = found.get(next).cloned() {
+        next += 1;
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                found.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+/// Whether a process has ended and only its parent does not know yet. cgroup v1 goes on listing it.
+fn is_zombie(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+fn kill(pid: i32, keep: Option<u32>, deadline: Instant) -> io::Result<()> {
+    let Some(raw) = Pid::from_raw(pid) else {
+        return Ok(());
+    };
+    let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    match pidfd_send_signal(&pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let rest = deadline.saturating_duration_since(Instant::now());
+    let rest = Timespec::try_from(rest).map_err(|_| io::ErrorKind::InvalidInput)?;
+    if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&rest))? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    if keep.map(i64::from) != Some(pid.into()) {
+        // It may be somebody else's child.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)), options);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "cgroup_tests.rs"]
+mod tests;

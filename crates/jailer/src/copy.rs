@@ -1,0 +1,95 @@
+//! Private copies of files: shared blocks where the file system can, else with the holes of the original.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+use rustix::io::Errno;
+
+/// Copies the regular file `from` to `to`, which must not exist and gets `mode`. What is a hole stays one.
+///
+/// # Errors
+/// The system's; `to` may be there in part then.
+pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> io::Result<()> {
+    let from = File::open(from)?;
+    let to = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(to)?;
+    if ioctl_ficlone(&to, &from).is_ok() {
+        return Ok(());
+    }
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    let mut position = 0;
+    while let Some(data) = data_from(&from, position, length)? {
+        copy_range(&from, &to, data.clone())?;
+        position = data.end;
+    }
+    Ok(())
+}
+
+/// The next stretch of data at or after `position`.
+fn data_from(file: &File, position: u64, length: u64) -> io::Result<Option<std::ops::Range<u64>>> {
+    if position >= length {
+        return Ok(None);
+    }
+    let start = match seek(file, SeekFrom::Data(position)) {
+        Ok(start) => start,
+        // Nothing but a hole to the end.
+        Err(Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let end = seek(file, SeekFrom::Hole(start))?;
+    Ok(Some(start..end))
+}
+
+fn copy_range(from: &File, to: &File, range: std::ops::Range<u64>) -> io::Result<()> {
+    let (mut position, mut out) = (range.start, range.start);
+    while position < range.end {
+        let rest = usize::try_from(range.end - position).unwrap_or(usize::MAX);
+        let copied = copy_file_range(from, Some(&mut position), to, Some(&mut out), rest)?;
+        if copied == 0 {
+            // The file became shorter meanwhile.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    #[test]
+    fn holes_and_content_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let mut file = File::create(&from).unwrap();
+        file.seek(io::SeekFrom::Start(8 << 20)).unwrap();
+        file.write_all(b"in the middle").unwrap();
+        file.set_len(64 << 20).unwrap();
+        copy(&from, &to, 0o400).unwrap();
+        let copied = to.metadata().unwrap();
+        assert_eq!(copied.len(), 64 << 20);
+        assert_eq!(copied.permissions().mode() & 0o7777, 0o400);
+        assert!(copied.blocks() * 512 < 1 << 20, "{}", copied.blocks());
+        assert_eq!(std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap());
+        let again = copy(&from, &to, 0o400).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn an_empty_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        File::create(&from).unwrap();
+        copy(&from, &to, 0o600).unwrap();
+        assert_eq!(to.metadata().unwrap().len(), 0);
+    }
+}
