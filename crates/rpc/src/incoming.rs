@@ -1,5 +1,5 @@
-//! Connections to the shim's sockets: only from the shim's own user, and counted, so that the
-//! shim knows when its last client has gone.
+//! Connections to a program's sockets: only from the program's own user and group, and counted, so that it
+//! knows when its last client has gone.
 
 use std::io;
 use std::os::unix::net::UnixListener as StdUnixListener;
@@ -33,7 +33,8 @@ impl Connections {
 pub struct Incoming {
     listener: UnixListener,
     connections: Connections,
-    uid: u32,
+    /// User and group of this process, and of everybody who may call.
+    user: (u32, u32),
 }
 
 impl Incoming {
@@ -43,13 +44,16 @@ impl Incoming {
         Ok(Self {
             listener: UnixListener::from_std(listener)?,
             connections,
-            uid: rustix::process::geteuid().as_raw(),
+            user: (
+                rustix::process::geteuid().as_raw(),
+                rustix::process::getegid().as_raw(),
+            ),
         })
     }
 
     fn admit(&self, stream: UnixStream) -> Option<Connection> {
         match stream.peer_cred() {
-            Ok(peer) if peer.uid() == self.uid => {
+            Ok(peer) if (peer.uid(), peer.gid()) == self.user => {
                 self.connections.0.send_modify(|open| *open += 1);
                 Some(Connection {
                     stream,
@@ -57,7 +61,11 @@ impl Incoming {
                 })
             }
             Ok(peer) => {
-                tracing::warn!(uid = peer.uid(), "Refused a connection of another user");
+                tracing::warn!(
+                    uid = peer.uid(),
+                    gid = peer.gid(),
+                    "Refused a connection of another user"
+                );
                 None
             }
             Err(error) => {
@@ -128,6 +136,7 @@ impl AsyncWrite for Connection {
 mod tests {
     use super::*;
     use std::future::poll_fn;
+    use tokio::io::AsyncReadExt;
 
     #[tokio::test]
     async fn admits_the_same_user_and_counts() {
@@ -143,12 +152,17 @@ mod tests {
         drop(connection);
         connections.all_closed().await;
 
-        incoming.uid += 1;
-        let _stranger = UnixStream::connect(&path).await.unwrap();
-        let refused = tokio::time::timeout(
-            std::time::Duration::from_millis(50),
-            poll_fn(|cx| Pin::new(&mut incoming).poll_next(cx)),
-        );
-        assert!(refused.await.is_err());
+        let (uid, gid) = incoming.user;
+        for other in [(uid + 1, gid), (uid, gid + 1)] {
+            incoming.user = other;
+            let mut stranger = UnixStream::connect(&path).await.unwrap();
+            // Refusing is to close: the stranger sees it while nothing is admitted.
+            let mut byte = [0];
+            let (closed, admitted) = tokio::select! {
+                count = stranger.read(&mut byte) => (count.unwrap() == 0, false),
+                _ = poll_fn(|cx| Pin::new(&mut incoming).poll_next(cx)) => (false, true),
+            };
+            assert!(closed && !admitted);
+        }
     }
 }

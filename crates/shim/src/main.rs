@@ -8,6 +8,7 @@
 
 mod args;
 mod bundle;
+mod daemon;
 mod delete;
 mod info;
 mod serve;

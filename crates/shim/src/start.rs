@@ -14,6 +14,7 @@ use fc_vm::timeline::{Timeline, now_ns};
 
 use crate::args::Args;
 use crate::bundle::{self, BundleError, Spec};
+use crate::daemon::{self, Answer, DaemonError};
 
 /// Why no shim was started.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub enum StartError {
     /// The shim could not be started.
     #[error(transparent)]
     Launch(#[from] fc_vm::launch::LaunchError),
+    /// The control daemon could not start the shim.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
     /// Something about this process.
     #[error("Cannot find out {what}")]
     Process {
@@ -71,7 +75,7 @@ pub fn run(args: &Args) -> Result<String, StartError> {
     let address = address::url(&socket);
     let launched = write_files(&bundle, &address, &target)
         .map_err(StartError::from)
-        .and_then(|()| Ok(launch(&launch_of(args, &config, &spec, &bundle, &target)?)?));
+        .and_then(|()| start_vm(args, &config, &spec, &bundle, &target));
     if let Err(error) = launched {
         for name in [bundle::ADDRESS, bundle::VM_ID_FILE] {
             // Gone or not, containerd removes the bundle next.
@@ -113,12 +117,27 @@ fn write_files(bundle: &Path, address: &str, target: &Target) -> Result<(), Bund
     bundle::write(bundle, bundle::ADDRESS, address)
 }
 
-fn launch_of(
+/// Has the daemon start the VM's shim, or starts it, or finds that it runs.
+fn start_vm(
     args: &Args,
     config: &Config,
     spec: &Spec,
     bundle: &Path,
     target: &Target,
+) -> Result<(), StartError> {
+    let request = request(config, spec, target)?;
+    if daemon::launch(&config.control_address, args, &request)? == Answer::None {
+        launch(&launch_of(args, config, bundle, target, request)?)?;
+    }
+    Ok(())
+}
+
+fn launch_of(
+    args: &Args,
+    config: &Config,
+    bundle: &Path,
+    target: &Target,
+    request: CreateVMRequest,
 ) -> Result<Launch, StartError> {
     let log = bundle.join(bundle::LOG);
     Ok(Launch {
@@ -138,7 +157,7 @@ fn launch_of(
             ShimLog::Discard
         },
         debug: args.debug,
-        request: Some(request(config, spec, target)?),
+        request: Some(request),
     })
 }
 

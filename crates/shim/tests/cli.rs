@@ -2,10 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
+use fc_proto::NAMESPACE_KEY;
 use fc_proto::containerd::types::introspection::RuntimeInfo;
+use fc_proto::control::{
+    CONTAINERD_ADDRESS_KEY, CreateVMRequest, CreateVMResponse, create_firecracker,
+};
 use fc_proto::protobuf::Message;
 use fc_proto::task::api::DeleteResponse;
+use fc_proto::ttrpc::asynchronous::Server;
+use fc_proto::ttrpc::{Code, Error as RpcError, get_status};
 use fc_vm::address;
 use fc_vm::dir::VmDir;
 use fc_vm::lock::StartLock;
@@ -191,4 +198,91 @@ fn delete_of_what_never_started_answers_all_the_same() {
     let response = DeleteResponse::parse_from_bytes(&deleted.stdout).unwrap();
     assert_eq!(response.exit_status, 137);
     assert!(!fixture.base().exists());
+}
+
+/// A daemon that answers every CreateVM with one status.
+struct Daemon(fc_proto::ttrpc::Code);
+
+#[async_trait::async_trait]
+impl fc_proto::control::Firecracker for Daemon {
+    async fn create_vm(
+        &self,
+        context: &fc_proto::ttrpc::asynchronous::TtrpcContext,
+        request: CreateVMRequest,
+    ) -> fc_proto::ttrpc::Result<CreateVMResponse> {
+        assert!(request.ReturnWhenLaunched && request.VMID == "vm1");
+        assert_eq!(context.metadata[NAMESPACE_KEY], ["ns"]);
+        let containerd = &context.metadata[CONTAINERD_ADDRESS_KEY][0];
+        let text = format!("no shim for {containerd}");
+        Err(RpcError::RpcStatus(get_status(self.0, text)))
+    }
+}
+
+/// Runs `start` while a daemon listens that answers with `code`.
+fn start_with_daemon(fixture: &Fixture, code: Code) -> Output {
+    let socket = fixture.path("control.sock");
+    let config = json!({
+        "shim_base_dir": fixture.base(), "kernel_image_path": "/nonexistent",
+        "control_address": socket,
+    });
+    fixture.configure(&config.to_string());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut server = runtime.block_on(async {
+        let server = Server::new().bind(&format!("unix://{}", socket.display()));
+        let mut server = server
+            .unwrap()
+            .register_service(create_firecracker(Arc::new(Daemon(code))));
+        server.start().await.unwrap();
+        server
+    });
+    let output = fixture.shim(&["start"]);
+    runtime.block_on(server.shutdown()).unwrap();
+    output
+}
+
+#[test]
+fn start_asks_the_daemon() {
+    let fixture = Fixture::new();
+    // The VM has a shim: only its address is printed.
+    let found = start_with_daemon(&fixture, Code::ALREADY_EXISTS);
+    let socket = address::task_socket(&fixture.address(), "ns", "vm1");
+    assert_eq!(
+        String::from_utf8(found.stdout).unwrap(),
+        address::url(&socket)
+    );
+    assert!(!fixture.base().exists());
+
+    let fixture = Fixture::new();
+    let refused = start_with_daemon(&fixture, Code::INTERNAL);
+    fails(&refused, &format!("no shim for {}", fixture.address()));
+    assert_eq!(names(&fixture.bundle()), ["config.json"]);
+}
+
+#[test]
+fn start_does_without_a_daemon_that_serves_another_containerd_or_is_dead() {
+    for dead in [false, true] {
+        let fixture = Fixture::new();
+        if dead {
+            let socket = fixture.path("control.sock");
+            drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+            let config = json!({
+                "shim_base_dir": fixture.base(), "kernel_image_path": "/nonexistent",
+                "control_address": socket,
+            });
+            fixture.configure(&config.to_string());
+            assert!(fixture.shim(&["start"]).status.success());
+        } else {
+            let started = start_with_daemon(&fixture, Code::FAILED_PRECONDITION);
+            assert!(started.status.success());
+        }
+        let shim = StartLock::take(&fixture.vm_dir()).unwrap().holder();
+        ProcessId::of(shim.unwrap())
+            .unwrap()
+            .kill(std::time::Duration::from_secs(10))
+            .unwrap();
+        let bundle = fixture.bundle().display().to_string();
+        let deleted = fixture.shim(&["-bundle", &bundle, "delete"]);
+        assert!(deleted.status.success());
+        assert!(!fixture.vm_dir().path().exists());
+    }
 }

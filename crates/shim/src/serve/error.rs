@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fc_client::ApiError;
 use fc_proto::ttrpc::{self, Code, get_status};
 use fc_vm::machine::{BootError, Console, SpecError, StopError, chain};
 
@@ -10,7 +11,8 @@ use super::io::IoError;
 /// Longest message of the guest that is passed on, in bytes.
 const MAX_GUEST_MESSAGE: usize = 16 << 10;
 
-/// Why a call failed.
+/// Why a call failed. Texts in the original's words, small letters included, are those that its clients
+/// look for.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// No such task.
@@ -45,16 +47,16 @@ pub enum CallError {
     #[error(transparent)]
     Bundle(#[from] crate::bundle::BundleError),
     /// The VM did not start.
-    #[error("Failed to create VM: {}", chain(&**.0))]
-    Boot(Arc<BootError>),
+    #[error("{}{}", if is_timeout(.0) { "" } else { "failed to create VM: " }, chain(&**.0))]
+    Start(Arc<StartError>),
     /// Nobody asked for a VM yet.
-    #[error("Timed out waiting for VM start: nobody called CreateVM")]
+    #[error("timed out waiting for VM start: nobody called CreateVM")]
     NotCreated,
     /// A second CreateVM.
-    #[error("Shim cannot create VM more than once")]
+    #[error("shim cannot create VM more than once")]
     CreatedAlready,
     /// The VM has ended.
-    #[error("Failed to find VM {vm_id:?}: its VMM is gone{console}")]
+    #[error("failed to find VM {vm_id:?}: its VMM is gone{console}")]
     Gone {
         /// Its id.
         vm_id: String,
@@ -65,13 +67,18 @@ pub enum CallError {
     #[error("The VM is shutting down")]
     Stopping,
     /// A VM had to be killed.
-    #[error("Forcefully terminated VM {vm_id}")]
+    #[error("forcefully terminated VM {vm_id}")]
     Forced {
         /// Its id.
         vm_id: String,
         /// Why.
-        source: StopError,
+        source: ForceReason,
     },
+    /// The VM was made without a balloon.
+    #[error(
+        "Failed to get balloon configuration. Please check if you have successfully created a balloon device"
+    )]
+    NoBalloon,
     /// The container's rootfs.
     #[error("Cannot prepare the rootfs of {task:?} for a VM")]
     Rootfs {
@@ -94,15 +101,64 @@ pub enum CallError {
     /// The agent's own status.
     #[error("{0}")]
     Guest(ttrpc::Error),
-    /// The VMM's refusal.
-    #[error(transparent)]
-    Vmm(#[from] fc_client::ApiError),
+    /// The VMM did not do it.
+    #[error("{}", chain(error))]
+    Vmm {
+        /// What it means when the VMM refused.
+        refusal: Refusal,
+        /// What happened; part of this error's text.
+        error: Box<ApiError>,
+    },
     /// A message could not be encoded or decoded.
     #[error("Malformed message")]
     Encoding(#[from] fc_proto::protobuf::Error),
     /// The work ended without a result.
     #[error("The shim failed while it worked on the call")]
     Panicked,
+}
+
+/// Why there is no VM after somebody asked for one.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It did not start.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// StopVM came first, or whoever called CreateVM went away.
+    #[error("the VM was stopped before it ran")]
+    Stopped,
+}
+
+/// Why a VM was killed.
+#[derive(Debug, thiserror::Error)]
+pub enum ForceReason {
+    /// A paused guest cannot end itself.
+    #[error("It was paused")]
+    Paused,
+    /// The VMM says nothing about its VM.
+    #[error(transparent)]
+    Silent(Box<ApiError>),
+    /// The guest did not end in time.
+    #[error(transparent)]
+    Guest(#[from] StopError),
+}
+
+/// What a refusal of the VMM means for the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The VM is not in the state for it.
+    State,
+    /// What was asked for cannot be.
+    Argument,
+}
+
+impl Refusal {
+    /// For `map_err`.
+    pub fn error(self) -> impl FnOnce(ApiError) -> CallError {
+        move |error| CallError::Vmm {
+            refusal: self,
+            error: error.into(),
+        }
+    }
 }
 
 impl CallError {
@@ -119,18 +175,22 @@ impl CallError {
             Self::Exists { .. } | Self::CreatedAlready => Code::ALREADY_EXISTS,
             Self::Invalid(_) | Self::Identifier(_) => Code::INVALID_ARGUMENT,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
-            Self::Boot(error) => boot_code(error),
+            Self::Start(error) => match &**error {
+                StartError::Boot(error) => boot_code(error),
+                StartError::Stopped => Code::UNAVAILABLE,
+            },
             Self::NotCreated => Code::DEADLINE_EXCEEDED,
-            Self::Stopping => Code::FAILED_PRECONDITION,
+            Self::NoBalloon => Code::FAILED_PRECONDITION,
             Self::Io(error) if error.is_unsupported() => Code::UNIMPLEMENTED,
-            Self::Guest(_) => Code::UNAVAILABLE,
-            Self::Forced { .. } | Self::Panicked => Code::INTERNAL,
-            Self::Bundle(_)
+            Self::Vmm { refusal, error } => vmm_code(*refusal, error),
+            Self::Stopping | Self::Guest(_) => Code::UNAVAILABLE,
+            Self::Forced { .. }
+            | Self::Panicked
+            | Self::Bundle(_)
             | Self::Rootfs { .. }
             | Self::Drive { .. }
             | Self::Io(_)
-            | Self::Vmm(_)
-            | Self::Encoding(_) => Code::UNKNOWN,
+            | Self::Encoding(_) => Code::INTERNAL,
         };
         ttrpc::Error::RpcStatus(get_status(code, chain(&self)))
     }
@@ -143,7 +203,23 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Spec(_) => Code::INVALID_ARGUMENT,
         BootError::Kvm { source, .. } => boot_code(source),
         BootError::Preflight(_) | BootError::Choose(_) => Code::FAILED_PRECONDITION,
-        _ => Code::UNKNOWN,
+        _ => Code::INTERNAL,
+    }
+}
+
+fn is_timeout(error: &StartError) -> bool {
+    matches!(error, StartError::Boot(BootError::TimedOut { .. }))
+}
+
+fn vmm_code(refusal: Refusal, error: &ApiError) -> Code {
+    match (error, refusal) {
+        (ApiError::Refused { .. }, Refusal::State) => Code::FAILED_PRECONDITION,
+        (ApiError::Refused { .. }, Refusal::Argument) => Code::INVALID_ARGUMENT,
+        (ApiError::TimedOut { .. }, _) => Code::DEADLINE_EXCEEDED,
+        (ApiError::Connect { .. } | ApiError::VmmGone { .. } | ApiError::Transport { .. }, _) => {
+            Code::UNAVAILABLE
+        }
+        _ => Code::INTERNAL,
     }
 }
 
@@ -186,8 +262,54 @@ mod tests {
         );
         let boot = BootError::Spec(SpecError::Vcpus(0));
         assert_eq!(
-            status(CallError::Boot(Arc::new(boot))).0,
+            status(CallError::Start(Arc::new(boot.into()))).0,
             Code::INVALID_ARGUMENT
         );
+    }
+
+    #[test]
+    fn what_clients_of_the_original_look_for() {
+        let timeout = BootError::TimedOut {
+            vm_id: "a".into(),
+            bound: std::time::Duration::from_secs(60),
+            console: Console::default(),
+        };
+        let (code, text) = status(CallError::Start(Arc::new(timeout.into())));
+        assert_eq!(code, Code::DEADLINE_EXCEEDED);
+        assert!(text.starts_with("VM \"a\" didn't start within "), "{text}");
+        let gone = CallError::Gone {
+            vm_id: "a".into(),
+            console: Console::default(),
+        };
+        let (code, text) = status(gone);
+        assert_eq!(code, Code::NOT_FOUND);
+        assert!(text.starts_with("failed to find VM \"a\""), "{text}");
+        let forced = CallError::Forced {
+            vm_id: "a".into(),
+            source: ForceReason::Paused,
+        };
+        let forced = status(forced);
+        assert_eq!(forced.0, Code::INTERNAL);
+        assert!(forced.1.starts_with("forcefully terminated VM a"));
+        assert_eq!(status(CallError::CreatedAlready).0, Code::ALREADY_EXISTS);
+        assert_eq!(status(CallError::NoBalloon).0, Code::FAILED_PRECONDITION);
+    }
+
+    #[test]
+    fn refusals_of_the_vmm() {
+        let refused = || ApiError::Refused {
+            call: fc_client::Call {
+                method: "PATCH".into(),
+                path: "/vm".into(),
+            },
+            status: 400,
+            fault_message: "no".into(),
+            state: None,
+        };
+        let (code, text) = status(Refusal::State.error()(refused()));
+        assert_eq!(code, Code::FAILED_PRECONDITION);
+        assert_eq!(text, "The VMM refused PATCH /vm (status 400): no");
+        let (code, _) = status(Refusal::Argument.error()(refused()));
+        assert_eq!(code, Code::INVALID_ARGUMENT);
     }
 }

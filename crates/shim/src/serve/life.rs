@@ -4,36 +4,46 @@ use std::sync::Arc;
 
 use fc_proto::control::{CreateVMRequest, TOPIC_VM_START, VMStart};
 use fc_proto::guest::feature;
-use fc_vm::machine::{BootError, Machine, VmSpec, boot, chain, host_is_intel};
+use fc_vm::machine::{BootError, Machine, VmSpec, boot, host_is_intel};
 use fc_vm::state::State;
 
-use super::error::CallError;
+use super::error::{CallError, StartError};
 use super::guest_events;
 use super::io::Ports;
 use super::shim::{Phase, Running, Shim};
 use super::stop;
 
+/// Who asked for the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The launcher, with the request on stdin. It may be gone, and so may whoever it did that for: the VM
+    /// is everybody's who knows its id, and the reason of a failure is kept until somebody asks.
+    Launcher,
+    /// CreateVM on the control socket. The VM is the caller's, who is told how it went.
+    Call,
+}
+
 /// Begins the VM's life. How it goes is seen in the shim's phase.
 ///
 /// # Errors
 /// When it has begun before.
-pub fn begin(shim: &Arc<Shim>, request: CreateVMRequest) -> Result<(), CallError> {
+pub fn begin(shim: &Arc<Shim>, request: CreateVMRequest, origin: Origin) -> Result<(), CallError> {
     if !shim.claim_creation() {
         return Err(CallError::CreatedAlready);
     }
-    tokio::spawn(live(Arc::clone(shim), request));
+    tokio::spawn(live(Arc::clone(shim), request, origin));
     Ok(())
 }
 
-async fn live(shim: Arc<Shim>, request: CreateVMRequest) {
-    let machine = match start(&shim, &request).await {
+async fn live(shim: Arc<Shim>, request: CreateVMRequest, origin: Origin) {
+    let started = tokio::select! {
+        biased;
+        () = shim.start_cancelled() => Err(StartError::Stopped),
+        started = start(&shim, &request) => started.map_err(StartError::from),
+    };
+    let machine = match started {
         Ok(machine) => machine,
-        Err(error) => {
-            tracing::error!("The VM did not start: {}", chain(&error));
-            shim.set_phase(Phase::Failed(Arc::new(error)));
-            stop::after_failure(&shim).await;
-            return;
-        }
+        Err(error) => return stop::after_failure(&shim, error, origin).await,
     };
     tracing::info!(
         vmm_pid = machine.vmm_pid(),
@@ -61,11 +71,14 @@ async fn live(shim: Arc<Shim>, request: CreateVMRequest) {
 
 async fn start(shim: &Shim, request: &CreateVMRequest) -> Result<Machine, BootError> {
     let spec = VmSpec::new(&shim.config, request, host_is_intel())?;
-    let mut state = State::load(&shim.dir)?.unwrap_or_else(|| State {
-        namespace: shim.dir.namespace().to_owned(),
-        vm_id: shim.dir.vm_id().to_owned(),
-        sockets: Vec::new(),
-        vmm: None,
-    });
-    boot(&shim.dir, &shim.config, spec, &mut state, &shim.timeline).await
+    let mut state = State::load(&shim.dir)?.unwrap_or_else(|| State::new(&shim.dir));
+    boot(
+        &shim.dir,
+        &shim.config,
+        spec,
+        &mut state,
+        &shim.timeline,
+        &fc_vm::machine::Progress::default(),
+    )
+    .await
 }

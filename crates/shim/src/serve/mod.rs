@@ -19,6 +19,7 @@ mod tasks;
 
 use std::sync::Arc;
 
+use fc_client::Tail;
 use fc_config::Config;
 use fc_proto::ttrpc::asynchronous::Server;
 use fc_proto::ttrpc::asynchronous::transport::Listener;
@@ -56,7 +57,7 @@ pub fn run(args: &Args) -> Result<(), ServeError> {
     let level = loaded
         .as_ref()
         .map_or(None, |l| l.config.log_levels.runtime(debug));
-    log::init(inherited.dir_name.vm_id(), level);
+    let log = log::init(inherited.dir_name.vm_id(), level);
     let result = loaded.map_err(ServeError::from).and_then(|loaded| {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
@@ -65,7 +66,7 @@ pub fn run(args: &Args) -> Result<(), ServeError> {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
-            .block_on(serve(inherited, loaded.config))
+            .block_on(serve(inherited, loaded.config, log))
     });
     if let Err(error) = &result {
         tracing::error!("{}", fc_vm::machine::chain(error));
@@ -73,18 +74,18 @@ pub fn run(args: &Args) -> Result<(), ServeError> {
     result
 }
 
-async fn serve(inherited: Inherited, config: Config) -> Result<(), ServeError> {
+async fn serve(inherited: Inherited, config: Config, log: Tail) -> Result<(), ServeError> {
     let task_connections = Connections::default();
     let control_connections = Connections::default();
     let tasks = Incoming::new(inherited.task_socket, task_connections.clone())?;
     let control = Incoming::new(inherited.control_socket, control_connections.clone())?;
 
-    let shim = Shim::new(config, &inherited.dir_name, inherited.ttrpc_address);
+    let shim = Shim::new(config, &inherited.dir_name, inherited.ttrpc_address, log);
     let _lock = inherited.lock;
     signals::watch(&shim)?;
     if let Some(request) = inherited.request {
         // Before serving: a Create that is already waiting in the socket must find a VM on its way.
-        if let Err(error) = life::begin(&shim, request) {
+        if let Err(error) = life::begin(&shim, request, life::Origin::Launcher) {
             tracing::error!("{}", fc_vm::machine::chain(&error));
         }
     }

@@ -94,6 +94,11 @@ impl Process {
         }
     }
 
+    /// Whether somebody waits for its end.
+    pub fn is_awaited(&self) -> bool {
+        self.exit.receiver_count() > 0
+    }
+
     /// Its streams, for the one who ends them.
     pub fn take_io(&self) -> Option<ProcessIo> {
         lock(&self.io).take()

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fc_client::Tail;
 use fc_config::Config;
 use fc_rpc::events::Events;
 use fc_vm::dir::VmDir;
-use fc_vm::machine::{BootError, Console, Machine};
+use fc_vm::machine::{Console, Machine};
 use fc_vm::timeline::Timeline;
 use tokio::sync::{Notify, watch};
 
-use super::error::CallError;
+use super::error::{CallError, StartError};
 use super::io::Ports;
 use super::tasks::Tasks;
 
@@ -26,6 +27,8 @@ pub struct Shim {
     pub dir: VmDir,
     /// The phase table's events.
     pub timeline: Timeline,
+    /// The last lines of the shim's log.
+    pub log: Tail,
     /// Events on their way to containerd.
     pub events: Events,
     /// The VM's tasks.
@@ -33,6 +36,7 @@ pub struct Shim {
     /// Turns snapshots into drives.
     pub rootfs: fc_rootfs::Rootfs,
     phase: watch::Sender<Phase>,
+    start_cancelled: Notify,
     failure_told: Notify,
     ended: watch::Sender<bool>,
 }
@@ -47,7 +51,7 @@ pub enum Phase {
     /// Its agent answers.
     Running(Arc<Running>),
     /// It did not start.
-    Failed(Arc<BootError>),
+    Failed(Arc<StartError>),
     /// Its VMM has ended; the guest's last words.
     Gone(Console),
 }
@@ -62,15 +66,17 @@ pub struct Running {
 
 impl Shim {
     /// A shim without a VM.
-    pub fn new(config: Config, dir: &VmDir, ttrpc_address: String) -> Arc<Self> {
+    pub fn new(config: Config, dir: &VmDir, ttrpc_address: String, log: Tail) -> Arc<Self> {
         Arc::new(Self {
             timeline: Timeline::new(config.timeline_path.as_deref(), dir.vm_id()),
             events: Events::new(ttrpc_address.into(), dir.namespace()),
             rootfs: fc_rootfs::Rootfs::new(fc_rootfs::Settings::new(&config.image_cache_dir)),
             config,
+            log,
             dir: dir.clone(),
             tasks: Tasks::default(),
             phase: watch::Sender::new(Phase::Waiting),
+            start_cancelled: Notify::new(),
             failure_told: Notify::new(),
             ended: watch::Sender::new(false),
         })
@@ -116,7 +122,7 @@ impl Shim {
             Phase::Running(running) => Ok(running),
             Phase::Failed(error) => {
                 self.failure_told.notify_one();
-                Err(CallError::Boot(error))
+                Err(CallError::Start(error))
             }
             Phase::Waiting | Phase::Booting => Err(CallError::NotCreated),
             Phase::Gone(console) => Err(CallError::Gone {
@@ -124,6 +130,16 @@ impl Shim {
                 console,
             }),
         }
+    }
+
+    /// Gives up a start that is under way.
+    pub fn cancel_start(&self) {
+        self.start_cancelled.notify_one();
+    }
+
+    /// Waits until the start is to be given up.
+    pub async fn start_cancelled(&self) {
+        self.start_cancelled.notified().await;
     }
 
     /// Waits until somebody was told why the VM did not start.

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fc_client::VmmEnd;
+use fc_client::api::InstanceState;
+use fc_client::{ApiError, VmmEnd};
 use fc_proto::containerd::events::task::TaskExit;
 use fc_proto::control::{TOPIC_VM_STOP, VMStop};
 use fc_proto::protobuf::MessageField;
 use fc_proto::task::api::Status;
-use fc_vm::machine::chain;
+use fc_vm::machine::{Machine, chain};
 use fc_vm::state;
+use tokio::time::Instant;
 
-use super::error::CallError;
+use super::error::{CallError, ForceReason, StartError};
+use super::life::Origin;
 use super::process::{Exit, Process};
 use super::shim::{Phase, Running, Shim};
 
@@ -19,8 +22,9 @@ use super::shim::{Phase, Running, Shim};
 pub const DEFAULT_BOUND: Duration = Duration::from_secs(5);
 /// Bound on the stop that a task's Shutdown means: containerd waits 3 s for its answer.
 pub const SHUTDOWN_BOUND: Duration = Duration::from_millis(2500);
-/// How long clients may keep their connections after the shim's work is done.
-pub const LAST_ANSWER_BOUND: Duration = Duration::from_secs(2);
+/// How long clients may keep their connections after the shim's work is done: those that have their last
+/// answer yet to read close them, and containerd keeps its own for as long as it has a task here.
+pub const LAST_ANSWER_BOUND: Duration = Duration::from_millis(500);
 /// How long containerd may take over the last events.
 pub const FLUSH_BOUND: Duration = Duration::from_secs(2);
 /// How long containerd may take to say Shutdown after a task's end.
@@ -30,23 +34,30 @@ const DELETE_BOUND: Duration = Duration::from_secs(2);
 /// How long the reason of a failed start is kept for somebody to ask.
 const FAILURE_BOUND: Duration = Duration::from_secs(20);
 
-/// Ends the VM and waits until nothing of it is left but this process.
+/// Ends the VM and waits until nothing of it is left but this process. One that is still on its way is
+/// given up: nothing runs in it yet.
 ///
 /// # Errors
 /// When the VMM had to be killed; the VM has ended all the same.
 pub async fn stop(shim: &Shim, bound: Duration) -> Result<(), CallError> {
     shim.tasks.close();
     let result = match shim.phase() {
-        Phase::Waiting => {
+        // Nobody can ask for it any more.
+        Phase::Waiting if shim.claim_creation() => {
             clean(shim);
+            shim.set_phase(Phase::Failed(Arc::new(StartError::Stopped)));
             shim.end();
-            return Ok(());
+            Ok(())
         }
-        Phase::Booting => match shim.vm().await {
-            Ok(running) => running.machine.stop(bound).await,
-            Err(_) => Ok(()),
-        },
-        Phase::Running(running) => running.machine.stop(bound).await,
+        Phase::Waiting | Phase::Booting => {
+            shim.cancel_start();
+            // It may have come up in this moment.
+            match shim.vm().await {
+                Ok(running) => end(&running.machine, bound).await,
+                Err(_) => Ok(()),
+            }
+        }
+        Phase::Running(running) => end(&running.machine, bound).await,
         Phase::Failed(_) | Phase::Gone(_) => Ok(()),
     };
     shim.gone().await;
@@ -54,6 +65,32 @@ pub async fn stop(shim: &Shim, bound: Duration) -> Result<(), CallError> {
         vm_id: shim.dir.vm_id().to_owned(),
         source,
     })
+}
+
+/// Ends a VM that nobody knows of: there is nothing in it to be ended in good order.
+pub async fn discard(shim: &Shim) {
+    tracing::warn!("Nobody waits for the VM any more, so it ends");
+    if let Err(error) = stop(shim, Duration::ZERO).await {
+        tracing::debug!("{}", chain(&error));
+    }
+}
+
+/// Ends a machine through its guest, if that can be; else kills it.
+async fn end(machine: &Machine, bound: Duration) -> Result<(), ForceReason> {
+    let deadline = Instant::now() + bound;
+    match machine.vmm().describe_instance().await {
+        Ok(info) if info.state == InstanceState::Paused => {
+            machine.kill().await?;
+            return Err(ForceReason::Paused);
+        }
+        Ok(_) | Err(ApiError::VmmGone { .. }) => {}
+        Err(error) => {
+            machine.kill().await?;
+            return Err(ForceReason::Silent(error.into()));
+        }
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    Ok(machine.stop(left).await?)
 }
 
 /// Whether a VM that ends with its last task has none; it takes no more tasks then.
@@ -89,7 +126,9 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
     }
     shim.timeline.vm("vm_stopped");
     let pid = running.machine.vmm_pid();
+    let mut awaited = false;
     for process in tasks.iter().flat_map(|task| task.processes()) {
+        awaited |= process.is_awaited();
         killed(shim, &process, pid);
     }
     let event = VMStop {
@@ -99,14 +138,25 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
     shim.events.publish(TOPIC_VM_STOP, "VMStop", &event);
     clean(shim);
     shim.set_phase(Phase::Gone(running.machine.console()));
-    // containerd and its clients learn of the tasks' ends now, and delete them.
-    let _ = tokio::time::timeout(DELETE_BOUND, shim.tasks.empty()).await;
+    if awaited {
+        // Whoever waits learns of the tasks' ends now, and deletes them.
+        let _ = tokio::time::timeout(DELETE_BOUND, shim.tasks.empty()).await;
+    }
     shim.end();
 }
 
-/// Keeps the shim until somebody was told why the VM did not start.
-pub async fn after_failure(shim: &Arc<Shim>) {
-    let _ = tokio::time::timeout(FAILURE_BOUND, shim.failure_told()).await;
+/// What a start that failed leaves to be done. The shim stays until somebody was told why.
+pub async fn after_failure(shim: &Arc<Shim>, error: StartError, origin: Origin) {
+    tracing::error!("The VM did not start: {}", chain(&error));
+    let known = origin == Origin::Call || matches!(error, StartError::Stopped);
+    if known {
+        // First, so that the same id can be used again once the caller is told.
+        clean(shim);
+    }
+    shim.set_phase(Phase::Failed(Arc::new(error)));
+    if !known {
+        let _ = tokio::time::timeout(FAILURE_BOUND, shim.failure_told()).await;
+    }
     shim.tasks.close();
     let _ = tokio::time::timeout(DELETE_BOUND, shim.tasks.empty()).await;
     clean(shim);

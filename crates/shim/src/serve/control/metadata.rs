@@ -1,0 +1,62 @@
+//! The metadata calls: a JSON document that the guest can read.
+
+use fc_client::{ApiError, Client};
+use serde_json::Value;
+
+use crate::serve::error::{CallError, Refusal};
+
+/// SetVMMetadata: replaces the document.
+pub async fn set(vmm: &Client, text: &str) -> Result<(), CallError> {
+    let document = object(text)?;
+    let put = vmm.put_mmds(&document).await;
+    put.map_err(Refusal::Argument.error())
+}
+
+/// UpdateVMMetadata: merges into the document (RFC 7396).
+pub async fn update(vmm: &Client, text: &str) -> Result<(), CallError> {
+    let patch = object(text)?;
+    match vmm.patch_mmds(&patch).await {
+        Ok(()) => Ok(()),
+        Err(error @ ApiError::Refused { .. }) => {
+            // Nothing to merge into, or a document that would become too large?
+            let refusal = match vmm.get_mmds().await {
+                Ok(Value::Object(_)) => Refusal::Argument,
+                _ => Refusal::State,
+            };
+            Err(refusal.error()(error))
+        }
+        Err(error) => Err(Refusal::State.error()(error)),
+    }
+}
+
+/// GetVMMetadata.
+pub async fn get(vmm: &Client) -> Result<String, CallError> {
+    let document = vmm.get_mmds().await.map_err(Refusal::State.error())?;
+    Ok(document.to_string())
+}
+
+fn object(text: &str) -> Result<Value, CallError> {
+    match serde_json::from_str(text) {
+        Ok(document @ Value::Object(_)) => Ok(document),
+        Ok(_) => Err(CallError::Invalid(
+            "Metadata must be a JSON object".to_owned(),
+        )),
+        Err(error) => Err(CallError::Invalid(format!(
+            "Metadata is not a JSON document: {error}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_objects() {
+        assert!(object(r#"{"a":{"b":[1,null]}}"#).is_ok());
+        for text in ["", "{", "[]", "7", "\"x\"", "null", "{} {}"] {
+            let error = object(text).unwrap_err().to_string();
+            assert!(error.starts_with("Metadata "), "{text}: {error}");
+        }
+    }
+}
