@@ -15,7 +15,7 @@ mod document;
 mod error;
 mod load;
 mod log_levels;
-mod network;
+pub mod network;
 mod unknown;
 
 pub use config::{Config, JailerConfig};

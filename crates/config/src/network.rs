@@ -1,6 +1,7 @@
 //! `default_network_interfaces`: the interfaces of a VM that asks for none.
 //!
-//! Keys are the JSON names of the original's protobuf messages (`AllowMMDS`, `CNIConfig`, ...).
+//! Keys are the JSON names of the original's protobuf messages (`AllowMMDS`, `CNIConfig`, ...). The
+//! functions check single values, for those messages too.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -214,7 +215,11 @@ impl TokenBucket {
     }
 }
 
-fn interface_name(name: String) -> Result<String, String> {
+/// Checks the name of a network interface; empty is none.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn interface_name(name: String) -> Result<String, String> {
     let odd = |c: char| c == '/' || c == ':' || c.is_whitespace();
     if name.len() > MAX_INTERFACE_NAME || name.contains(odd) || name == "." || name == ".." {
         return Err(format!("{name:?} is not the name of a network interface"));
@@ -222,7 +227,11 @@ fn interface_name(name: String) -> Result<String, String> {
     Ok(name)
 }
 
-fn mac_address(address: String) -> Result<String, String> {
+/// Checks a MAC address; empty is none.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn mac_address(address: String) -> Result<String, String> {
     let octets: Vec<&str> = address.split(':').collect();
     let hex = |octet: &&str| octet.len() == 2 && octet.bytes().all(|b| b.is_ascii_hexdigit());
     if address.is_empty() || (octets.len() == 6 && octets.iter().all(hex)) {
@@ -234,7 +243,11 @@ fn mac_address(address: String) -> Result<String, String> {
     }
 }
 
-fn cidr(text: String) -> Result<(Ipv4Addr, u8), String> {
+/// Reads an IPv4 address with the length of its network prefix in bits.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn cidr(text: String) -> Result<(Ipv4Addr, u8), String> {
     let problem = || format!("{text:?} is not an IPv4 address with a prefix such as 192.0.2.2/24");
     let (address, prefix) = text.split_once('/').ok_or_else(problem)?;
     let prefix = prefix
@@ -245,12 +258,20 @@ fn cidr(text: String) -> Result<(Ipv4Addr, u8), String> {
     Ok((address.parse().map_err(|_| problem())?, prefix))
 }
 
-fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
+/// Reads an IPv4 address.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
     text.parse()
         .map_err(|_| format!("{text:?} is not an IPv4 address"))
 }
 
-fn nameservers(texts: Vec<String>) -> Result<Vec<Ipv4Addr>, String> {
+/// Reads the addresses of nameservers, as many as fit on a kernel command line.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn nameservers(texts: Vec<String>) -> Result<Vec<Ipv4Addr>, String> {
     if texts.len() > MAX_NAMESERVERS {
         return Err(format!(
             "at most {MAX_NAMESERVERS} nameservers can be given"

@@ -26,6 +26,9 @@ pub struct State {
     /// The shim's sockets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<Sockets>,
+    /// Files outside of the VM's directory that were made for it (FIFOs that CreateVM names).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PathBuf>,
     /// The VMM, once it runs. (Before that is written the VMM cannot outlive the shim: it
     /// gets a signal when its parent dies.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +85,7 @@ impl State {
             namespace: dir.namespace().to_owned(),
             vm_id: dir.vm_id().to_owned(),
             sockets: None,
+            files: Vec::new(),
             vmm: None,
         }
     }
@@ -142,10 +146,9 @@ pub fn undo(dir: &VmDir) -> Vec<UndoError> {
                     source,
                 });
             }
-            if let Some(sockets) = state.sockets {
-                for socket in [&sockets.task, &sockets.control] {
-                    errors.extend(remove(socket, std::fs::remove_file(socket)));
-                }
+            let sockets = state.sockets.map(|s| [s.task, s.control]);
+            for file in sockets.iter().flatten().chain(&state.files) {
+                errors.extend(remove(file, std::fs::remove_file(file)));
             }
         }
     }

@@ -7,16 +7,18 @@ use std::time::Duration;
 use fc_client::host::kvm::{self, Kvm};
 use fc_client::{Vmm, VmmCommand, VmmEnd};
 use fc_config::Config;
-use fc_drives::{Layout, Links, StubDrives};
+use fc_drives::{Attach, DriveMountSlot, Drives, Layout, Links, StubDrives};
 use fc_proto::guest::ANNOUNCE_PORT;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::backend::{Mounter, Patcher};
-use super::configure::{configure, make_fifos};
+use super::configure::configure;
 use super::error::{BootError, Console};
+use super::fifos::Fifos;
 use super::guest::{Guest, GuestError, announcement};
-use super::{Machine, VmDir, VmSpec, dir, preflight};
+use super::spec::drive_mount_field;
+use super::{Machine, Progress, VmDir, VmSpec, VmmInfo, WaitsFor, dir, preflight};
 use crate::process::ProcessId;
 use crate::state::State;
 use crate::timeline::Timeline;
@@ -29,10 +31,10 @@ const EMULATOR: &str = "firecracker-tcg";
 /// How long the VMM may take to end after its guest's agent said that it cannot serve.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Boots the VM of `spec` in its directory, which exists and is locked by the caller.
-/// `state` is the record there, to which the VMM is added.
+/// Boots the VM of `spec` in its directory, which exists and is locked by the caller, and attaches its
+/// drive mounts. `state` is the record there, to which the VMM is added. `progress` can be watched meanwhile.
 ///
-/// On error the VMM is gone; files in the directory are left to the caller.
+/// On error, and when the future is dropped, the VMM is gone; [`crate::state::undo`] removes the rest.
 ///
 /// # Errors
 /// See [`BootError`]. A guest that dies is noticed at once, whatever was being waited for.
@@ -42,18 +44,32 @@ pub async fn boot(
     spec: VmSpec,
     state: &mut State,
     timeline: &Timeline,
+    progress: &Progress,
 ) -> Result<Machine, BootError> {
     let deadline = Instant::now() + spec.timeout;
+    let check = progress.begin("check", WaitsFor::Nobody);
     preflight::check(&spec)?;
     let vmm = fc_client::host::vmm::choose(config.firecracker_binary_path.as_deref())?;
     tracing::info!(vmm = %vmm.path.display(), reason = vmm.reason, "Starting the VMM");
+    drop(check);
     let host = Host {
         vm_dir,
         config,
         timeline,
+        progress,
+        deadline,
     };
-    host.boot(&vmm.path, spec, state, deadline)
+    let (vm_id, bound) = (spec.vm_id.clone(), spec.timeout);
+    tokio::time::timeout_at(deadline, host.boot(&vmm.path, spec, state))
         .await
+        .unwrap_or_else(|_| {
+            Err(BootError::TimedOut {
+                vm_id,
+                bound,
+                during: progress.doing(),
+                console: Console::new(progress.console().lines()),
+            })
+        })
         .map_err(|error| name_kvm(error, vmm.path))
 }
 
@@ -61,11 +77,7 @@ pub async fn boot(
 /// beforehand: a paravirtual KVM does run guests that are made for it.
 fn name_kvm(error: BootError, vmm: PathBuf) -> BootError {
     let emulates = vmm.file_name().is_some_and(|name| name == EMULATOR);
-    let blameless = matches!(
-        error,
-        BootError::File { .. } | BootError::Fifo(_) | BootError::Stubs(_) | BootError::State(_)
-    );
-    if emulates || blameless {
+    if emulates || !error.may_be_of_the_vmm() {
         return error;
     }
     match kvm::probe() {
@@ -83,6 +95,8 @@ struct Host<'a> {
     vm_dir: &'a VmDir,
     config: &'a Config,
     timeline: &'a Timeline,
+    progress: &'a Progress,
+    deadline: Instant,
 }
 
 impl Host<'_> {
@@ -91,51 +105,35 @@ impl Host<'_> {
         vmm: &Path,
         spec: VmSpec,
         state: &mut State,
-        deadline: Instant,
     ) -> Result<Machine, BootError> {
-        let stubs = StubDrives::create(
-            self.vm_dir.path(),
-            &Layout {
-                containers: spec.containers,
-                drive_mounts: Vec::new(),
-                shared: spec.containers,
-                volumes: 0,
-            },
-        )?;
+        let files = self.progress.begin("files", WaitsFor::Nobody);
+        let stubs = StubDrives::create(self.vm_dir.path(), &layout(&spec))?;
         let announcements = self.listen()?;
-        let fifos = make_fifos(self.vm_dir, &spec)?;
-        let vmm = self.launch(vmm, state).await?;
-
+        let fifos = Fifos::make(self.vm_dir, &spec, state, self.progress)?;
+        drop(files);
+        let vmm = self.launch(vmm, &fifos, state).await?;
         let start = async {
-            configure(vmm.client(), self.config, &spec, &fifos, &stubs).await?;
-            vmm.client().start_instance().await?;
-            self.timeline.vm("instance_started");
-            agent(self.vm_dir, &announcements, deadline, self.timeline)
-                .await
-                .map_err(Failure::Guest)
-        };
-        let guest = tokio::select! {
-            biased;
-            result = tokio::time::timeout_at(deadline, start) => match result {
-                Ok(Ok(guest)) => guest,
-                Ok(Err(failure)) => return Err(explain(failure, &vmm).await),
-                Err(_) => return Err(BootError::TimedOut {
-                    vm_id: spec.vm_id,
-                    bound: spec.timeout,
-                    console: Console::new(vmm.console()),
+            self.configure(&vmm, &spec, &fifos, &stubs).await?;
+            let guest = self.agent(&announcements).await.map_err(Failure::Guest)?;
+            let drives = stubs.connect(
+                Arc::new(Links::new(self.vm_dir.path())),
+                Arc::new(Patcher(vmm.client().clone())),
+                Arc::new(Mounter {
+                    client: guest.drive_mounter(),
+                    context: guest.context(),
                 }),
+            );
+            self.mount(&spec, &drives).await?;
+            Ok((guest, drives))
+        };
+        let (guest, drives) = tokio::select! {
+            biased;
+            result = start => match result {
+                Ok(started) => started,
+                Err(failure) => return Err(explain(failure, &vmm).await),
             },
             end = vmm.exited() => return Err(ended(&end, &vmm)),
         };
-        let drives = stubs.connect(
-            Arc::new(Links::new(self.vm_dir.path())),
-            Arc::new(Patcher(vmm.client().clone())),
-            Arc::new(Mounter {
-                client: guest.drive_mounter(),
-                context: guest.context(),
-            }),
-        );
-        self.timeline.vm("agent_connected");
         Ok(Machine {
             dir: self.vm_dir.clone(),
             spec,
@@ -154,16 +152,108 @@ impl Host<'_> {
         })
     }
 
-    async fn launch(&self, vmm: &Path, state: &mut State) -> Result<Vmm, BootError> {
+    async fn launch(
+        &self,
+        path: &Path,
+        fifos: &Fifos,
+        state: &mut State,
+    ) -> Result<Vmm, BootError> {
         self.timeline.vm("vmm_spawned");
-        let id = vmm_id(self.vm_dir.vm_id());
-        let mut command = VmmCommand::new(vmm, id, self.vm_dir.path());
+        let starting = self.progress.begin("start the VMM", WaitsFor::Vmm);
+        let mut command = VmmCommand::new(path, vmm_id(self.vm_dir.vm_id()), self.vm_dir.path());
         command.log_output = self.config.log_levels.vmm_output();
+        command.output = self.progress.console();
+        command.log.clone_from(&fifos.log_tail);
         let vmm = Vmm::launch(command).await?;
+        drop(starting);
+        let _record = self.progress.begin("record the VMM", WaitsFor::Nobody);
         state.vmm = ProcessId::of(vmm.pid());
         state.store(self.vm_dir)?;
+        self.progress.set_vmm(VmmInfo {
+            pid: vmm.pid(),
+            path: path.to_owned(),
+            version: vmm.version().to_string(),
+        });
         self.timeline.vm("vmm_api_ready");
         Ok(vmm)
+    }
+
+    async fn configure(
+        &self,
+        vmm: &Vmm,
+        spec: &VmSpec,
+        fifos: &Fifos,
+        stubs: &StubDrives,
+    ) -> Result<(), BootError> {
+        let configuring = self.progress.begin("configure the VMM", WaitsFor::Vmm);
+        configure(vmm.client(), self.config, spec, fifos, stubs).await?;
+        drop(configuring);
+        let _starting = self.progress.begin("start the guest", WaitsFor::Vmm);
+        vmm.client().start_instance().await?;
+        self.timeline.vm("instance_started");
+        Ok(())
+    }
+
+    /// Waits for the agent and introduces the VM to it.
+    async fn agent(&self, announcements: &fc_vsock::Listener) -> Result<Guest, GuestError> {
+        let vsock = self.vm_dir.join(dir::VSOCK);
+        let namespace = self.vm_dir.namespace();
+        let booting = self.progress.begin("boot the guest", WaitsFor::Guest);
+        let poll = async {
+            tokio::time::sleep(POLL_AFTER).await;
+            // Longer than the caller waits: that bound is the one to be reported.
+            Guest::poll(&vsock, namespace, self.deadline + POLL_AFTER).await
+        };
+        let (mut guest, announced) = tokio::select! {
+            biased;
+            announced = announcement(announcements) => {
+                announced?;
+                (Guest::connect(&vsock, namespace, self.deadline).await?, true)
+            }
+            guest = poll => (guest?, false),
+        };
+        drop(booting);
+        let _introducing = self.progress.begin("configure the agent", WaitsFor::Guest);
+        guest
+            .configure(self.vm_dir.vm_id(), announced, self.timeline)
+            .await?;
+        self.timeline.vm("agent_connected");
+        Ok(guest)
+    }
+
+    /// Mounts the drive mounts in the guest, in their order.
+    async fn mount(&self, spec: &VmSpec, drives: &Drives) -> Result<(), BootError> {
+        for (index, mount) in spec.drive_mounts.iter().enumerate() {
+            let _mounting = self.progress.begin("mount a drive mount", WaitsFor::Guest);
+            let attach = Attach {
+                host_path: mount.host_path.clone(),
+                destination: mount.vm_path.clone(),
+                fstype: mount.fstype.clone(),
+                options: mount.options.clone(),
+                owner: drive_mount_field(index),
+            };
+            let attached = drives.attach_drive_mount(index, attach).await;
+            attached.map_err(|source| BootError::DriveMount {
+                index,
+                host_path: mount.host_path.clone(),
+                source: Box::new(source),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn layout(spec: &VmSpec) -> Layout {
+    let mounts = spec.drive_mounts.iter();
+    Layout {
+        containers: spec.containers,
+        drive_mounts: mounts
+            .map(|mount| DriveMountSlot {
+                read_only: !mount.writable,
+            })
+            .collect(),
+        shared: spec.shared_slots,
+        volumes: spec.volume_slots,
     }
 }
 
@@ -186,31 +276,6 @@ fn vmm_id(vm_id: &str) -> String {
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .collect();
     format!("{readable}-{}", &hash[..HASH])
-}
-
-/// Waits for the agent and introduces the VM to it.
-async fn agent(
-    vm_dir: &VmDir,
-    announcements: &fc_vsock::Listener,
-    deadline: Instant,
-    timeline: &Timeline,
-) -> Result<Guest, GuestError> {
-    let vsock = vm_dir.join(dir::VSOCK);
-    let poll = async {
-        tokio::time::sleep(POLL_AFTER).await;
-        // Longer than the caller waits: that bound is the one to be reported.
-        Guest::poll(&vsock, vm_dir.namespace(), deadline + POLL_AFTER).await
-    };
-    let (mut guest, announced) = tokio::select! {
-        biased;
-        announced = announcement(announcements) => {
-            announced?;
-            (Guest::connect(&vsock, vm_dir.namespace(), deadline).await?, true)
-        }
-        guest = poll => (guest?, false),
-    };
-    guest.configure(vm_dir.vm_id(), announced, timeline).await?;
-    Ok(guest)
 }
 
 enum Failure {

@@ -1,84 +1,27 @@
 //! The API calls that turn a fresh VMM into the VM of a spec.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use fc_client::api::{BootSource, Drive, Logger, MachineConfig, Metrics, Vsock};
-use fc_client::{Client, FifoDrain};
+use fc_client::api::{
+    BootSource, Drive, Logger, MachineConfig, Metrics, MmdsConfig, MmdsVersion, NetworkInterface,
+    Vsock,
+};
+use fc_client::{ApiError, Client};
 use fc_config::Config;
-use fc_drives::StubDrives;
-use rustix::fs::Mode;
+use fc_drives::{BootDrive, StubDrives};
 
 use super::error::BootError;
-use super::spec::VmSpec;
-use super::{Fifos, VmDir, dir};
+use super::fifos::Fifos;
+use super::spec::{Interface, VmSpec, drive_mount_field};
+use crate::dir;
 
 /// Id of the root drive (the original's).
 const ROOT_DRIVE: &str = "root_drive";
 /// vsock address of the guest; without meaning outside of it.
 const GUEST_CID: u32 = 3;
 
-/// Makes the FIFOs for the VMM's log and metrics. Those that a caller asked for are left to
-/// the caller to read; ours are drained.
-pub(super) fn make_fifos(vm_dir: &VmDir, spec: &VmSpec) -> Result<Fifos, BootError> {
-    let log = spec.log_fifo.clone();
-    let metrics = spec.metrics_fifo.clone();
-    let mut drains = Vec::new();
-    for path in [&log, &metrics].into_iter().flatten() {
-        make_fifo(path)?;
-    }
-    let log = match log {
-        Some(path) => path,
-        None => own(vm_dir, dir::LOG_FIFO, &mut drains, FifoDrain::log)?,
-    };
-    let metrics = match metrics {
-        Some(path) => path,
-        None => own(vm_dir, dir::METRICS_FIFO, &mut drains, FifoDrain::metrics)?,
-    };
-    Ok(Fifos {
-        log,
-        metrics,
-        _drains: drains,
-    })
-}
-
-fn own(
-    vm_dir: &VmDir,
-    name: &str,
-    drains: &mut Vec<FifoDrain>,
-    drain: impl Fn(&Path) -> Result<FifoDrain, fc_client::FifoError>,
-) -> Result<PathBuf, BootError> {
-    let path = vm_dir.join(name);
-    drains.push(drain(&path)?);
-    Ok(path)
-}
-
-/// A FIFO at a path of the caller's choice; one that is there already is used.
-fn make_fifo(path: &Path) -> Result<(), BootError> {
-    let error = |source| BootError::File {
-        path: path.to_owned(),
-        source,
-    };
-    match rustix::fs::mknodat(
-        rustix::fs::CWD,
-        path,
-        rustix::fs::FileType::Fifo,
-        Mode::from_raw_mode(0o700),
-        0,
-    ) {
-        Err(rustix::io::Errno::EXIST) => {
-            let there = std::fs::metadata(path).map_err(error)?;
-            if there.file_type().is_fifo() {
-                Ok(())
-            } else {
-                Err(error(std::io::ErrorKind::AlreadyExists.into()))
-            }
-        }
-        other => other.map_err(|e| error(e.into())),
-    }
-}
-
-/// Configures the VM, in the original's order: logger, metrics, machine, boot source, drives, vsock.
+/// Configures the VM, in the original's order: logger, metrics, machine, balloon, boot source, drives,
+/// network interfaces, vsock, metadata service.
 pub(super) async fn configure(
     api: &Client,
     config: &Config,
@@ -86,59 +29,153 @@ pub(super) async fn configure(
     fifos: &Fifos,
     stubs: &StubDrives,
 ) -> Result<(), BootError> {
-    let level = config.log_levels.firecracker();
-    api.put_logger(&Logger {
-        log_path: Some(text(relative(&fifos.log, dir::LOG_FIFO))),
-        level: level.map(|l| l.as_firecracker().to_owned()),
-        show_level: Some(true),
-        show_log_origin: Some(false),
-    })
-    .await?;
-    api.put_metrics(&Metrics {
-        metrics_path: text(relative(&fifos.metrics, dir::METRICS_FIFO)),
-    })
-    .await?;
-    api.put_machine_config(&MachineConfig {
+    telemetry(api, config, fifos).await?;
+    let machine = MachineConfig {
         smt: Some(spec.smt),
         cpu_template: spec.cpu_template.clone(),
         ..MachineConfig::new(spec.vcpus, spec.memory_mib)
-    })
-    .await?;
-    api.put_boot_source(&BootSource {
+    };
+    named("MachineCfg", api.put_machine_config(&machine).await)?;
+    if let Some(balloon) = &spec.balloon {
+        named("BalloonDevice", api.put_balloon(balloon).await)?;
+    }
+    let boot_source = BootSource {
         kernel_image_path: text(&spec.kernel),
         initrd_path: spec.initrd.as_deref().map(text),
         boot_args: Some(spec.kernel_args.clone()),
-    })
-    .await?;
-    api.put_drive(&Drive {
+    };
+    let put = api.put_boot_source(&boot_source).await;
+    named("KernelImagePath or KernelArgs", put)?;
+    drives(api, spec, stubs).await?;
+    for (index, interface) in spec.interfaces.iter().enumerate() {
+        let put = api
+            .put_network_interface(&network_interface(index, interface))
+            .await;
+        named(&format!("NetworkInterfaces[{index}]"), put)?;
+    }
+    let vsock = Vsock {
+        guest_cid: GUEST_CID,
+        uds_path: dir::VSOCK.to_owned(),
+    };
+    api.put_vsock(&vsock).await?;
+    if let Some(mmds) = metadata_service(&spec.interfaces) {
+        let put = api.put_mmds_config(&mmds).await;
+        named("NetworkInterfaces' AllowMMDS", put)?;
+    }
+    Ok(())
+}
+
+async fn telemetry(api: &Client, config: &Config, fifos: &Fifos) -> Result<(), BootError> {
+    let level = config.log_levels.firecracker();
+    let logger = Logger {
+        log_path: Some(fifos.log.for_vmm.clone()),
+        level: level.map(|l| l.as_firecracker().to_owned()),
+        show_level: Some(true),
+        show_log_origin: Some(false),
+    };
+    named("LogFifoPath", api.put_logger(&logger).await)?;
+    let metrics = Metrics {
+        metrics_path: fifos.metrics.for_vmm.clone(),
+    };
+    named("MetricsFifoPath", api.put_metrics(&metrics).await)
+}
+
+async fn drives(api: &Client, spec: &VmSpec, stubs: &StubDrives) -> Result<(), BootError> {
+    let root = Drive {
         is_root_device: true,
         partuuid: spec.root.partuuid.clone(),
         cache_type: spec.root.cache_type.clone(),
         rate_limiter: spec.root.rate_limiter.clone(),
         ..Drive::new(ROOT_DRIVE, text(&spec.root.path), !spec.root.writable)
-    })
-    .await?;
-    for slot in stubs.boot_drives() {
-        api.put_drive(&Drive::new(&slot.drive_id, &slot.file_name, slot.read_only))
-            .await?;
+    };
+    named("RootDrive", api.put_drive(&root).await)?;
+    for stub in stubs.boot_drives() {
+        let field = match stub.drive_mount {
+            Some(index) => drive_mount_field(index),
+            None => "ContainerCount or VolumeSlots".to_owned(),
+        };
+        named(&field, api.put_drive(&stub_drive(spec, stub)).await)?;
     }
-    api.put_vsock(&Vsock {
-        guest_cid: GUEST_CID,
-        uds_path: dir::VSOCK.to_owned(),
-    })
-    .await?;
     Ok(())
 }
 
-/// The VMM's working directory is the VM's: what lies in it is named relatively, always alike.
-fn relative<'a>(path: &'a Path, name: &'a str) -> &'a Path {
-    if path.ends_with(name) {
-        Path::new(name)
-    } else {
-        path
+/// A slot as the VMM gets it. What cannot be changed later, a drive mount's limits and cache type, is set now.
+fn stub_drive(spec: &VmSpec, stub: &BootDrive) -> Drive {
+    let drive = Drive::new(&stub.drive_id, &stub.file_name, stub.read_only);
+    match stub
+        .drive_mount
+        .and_then(|index| spec.drive_mounts.get(index))
+    {
+        None => drive,
+        Some(mount) => Drive {
+            cache_type: mount.cache_type.clone(),
+            rate_limiter: mount.rate_limiter.clone(),
+            ..drive
+        },
     }
+}
+
+/// The VMM's name of an interface: they are counted from 1.
+fn iface_id(index: usize) -> String {
+    (index + 1).to_string()
+}
+
+fn network_interface(index: usize, interface: &Interface) -> NetworkInterface {
+    NetworkInterface {
+        iface_id: iface_id(index),
+        host_dev_name: interface.tap.clone(),
+        guest_mac: interface.mac.clone(),
+        rx_rate_limiter: interface.rx.clone(),
+        tx_rate_limiter: interface.tx.clone(),
+    }
+}
+
+/// The metadata service, in the only version that the original's guests speak, if an interface allows it.
+fn metadata_service(interfaces: &[Interface]) -> Option<MmdsConfig> {
+    let allowed = interfaces.iter().enumerate().filter(|(_, i)| i.mmds);
+    let network_interfaces: Vec<String> = allowed.map(|(index, _)| iface_id(index)).collect();
+    (!network_interfaces.is_empty()).then_some(MmdsConfig {
+        network_interfaces,
+        version: Some(MmdsVersion::V1),
+        ipv4_address: None,
+        imds_compat: None,
+    })
+}
+
+/// A refusal with the field of CreateVMRequest that it is about.
+fn named(field: &str, result: Result<(), ApiError>) -> Result<(), BootError> {
+    result.map_err(|error| match error {
+        ApiError::Refused { .. } => BootError::Refused {
+            field: field.to_owned(),
+            source: Box::new(error),
+        },
+        error => error.into(),
+    })
 }
 
 fn text(path: impl AsRef<Path>) -> String {
     path.as_ref().display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(mmds: bool) -> Interface {
+        Interface {
+            tap: "tap0".into(),
+            mac: None,
+            rx: None,
+            tx: None,
+            mmds,
+            ip: None,
+        }
+    }
+
+    #[test]
+    fn the_metadata_service_is_on_the_interfaces_that_allow_it() {
+        assert_eq!(metadata_service(&[interface(false)]), None);
+        let mmds = metadata_service(&[interface(true), interface(false), interface(true)]);
+        assert_eq!(mmds.unwrap().network_interfaces, ["1", "3"]);
+    }
 }

@@ -30,8 +30,36 @@ pub enum BootError {
     #[error("The VMM did not start")]
     Launch(#[source] Box<fc_client::LaunchError>),
     /// The VMM refused a part of the VM's configuration.
+    #[error("{field} cannot be had")]
+    Refused {
+        /// The field of CreateVMRequest, or what the configuration has in its place.
+        field: String,
+        /// The VMM's reason.
+        source: Box<fc_client::ApiError>,
+    },
+    /// The VMM could not be configured or started.
     #[error(transparent)]
     Api(#[from] fc_client::ApiError),
+    /// A drive mount could not be attached.
+    #[error("DriveMounts[{index}] ({}) cannot be mounted", host_path.display())]
+    DriveMount {
+        /// Which.
+        index: usize,
+        /// The file or device on the host.
+        host_path: PathBuf,
+        /// Why.
+        source: Box<fc_drives::DriveError>,
+    },
+    /// A FIFO could not be made where the request wants it.
+    #[error("{field}: there can be no FIFO at {}", path.display())]
+    AskedFifo {
+        /// The field of CreateVMRequest.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The VMM failed on a host whose KVM is not what it needs.
     #[error(
         "The VMM {} needs KVM, and {kvm}; firecracker-tcg does without (configuration key \
@@ -84,13 +112,15 @@ pub enum BootError {
     },
     /// The bound on the start passed.
     #[error(
-        "VM {vm_id:?} didn't start within {bound:?}: the agent in the guest did not answer{console}"
+        "VM {vm_id:?} didn't start within {bound:?}: it did not get further than to {during}{console}"
     )]
     TimedOut {
         /// Id of the VM.
         vm_id: String,
         /// The bound.
         bound: Duration,
+        /// What was under way.
+        during: &'static str,
         /// The guest's last words.
         console: Console,
     },
@@ -99,6 +129,61 @@ pub enum BootError {
 impl From<fc_client::LaunchError> for BootError {
     fn from(error: fc_client::LaunchError) -> Self {
         Self::Launch(Box::new(error))
+    }
+}
+
+/// What an error is, for whoever has to answer with a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The request cannot be meant.
+    Invalid,
+    /// The request asks for what this version does not do.
+    Unsupported,
+    /// The host, or the state of something, does not allow it now.
+    Precondition,
+    /// A bound passed.
+    Deadline,
+    /// A connection to the guest was lost or refused.
+    Unavailable,
+    /// Everything else.
+    Internal,
+}
+
+impl BootError {
+    /// What the error is.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Spec(SpecError::Unsupported { .. }) => Class::Unsupported,
+            Self::Spec(_) | Self::Refused { .. } | Self::AskedFifo { .. } => Class::Invalid,
+            Self::Preflight(_) | Self::Choose(_) | Self::DriveMount { .. } => Class::Precondition,
+            Self::TimedOut { .. } => Class::Deadline,
+            Self::Kvm { source, .. } => source.class(),
+            Self::Guest { error, .. } => match error {
+                GuestError::Connect(_) | GuestError::Call { .. } => Class::Unavailable,
+                GuestError::Protocol { .. } => Class::Precondition,
+                _ => Class::Internal,
+            },
+            Self::Launch(_)
+            | Self::Api(_)
+            | Self::File { .. }
+            | Self::Fifo(_)
+            | Self::Stubs(_)
+            | Self::State(_)
+            | Self::Ended { .. } => Class::Internal,
+        }
+    }
+
+    /// Whether the VMM, or the guest in it, may be behind the error.
+    pub(super) fn may_be_of_the_vmm(&self) -> bool {
+        matches!(
+            self,
+            Self::Launch(_)
+                | Self::Api(_)
+                | Self::Guest { .. }
+                | Self::Ended { .. }
+                | Self::TimedOut { .. }
+        )
     }
 }
 
@@ -222,8 +307,10 @@ mod tests {
         let error = BootError::TimedOut {
             vm_id: "a".into(),
             bound: Duration::from_secs(60),
+            during: "boot the guest",
             console: Console::default(),
         };
+        assert_eq!(error.class(), Class::Deadline);
         assert!(
             error
                 .to_string()

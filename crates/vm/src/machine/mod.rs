@@ -5,22 +5,29 @@ mod boot;
 mod configure;
 mod diagnosis;
 mod error;
+mod fifos;
 mod guest;
 mod preflight;
+mod progress;
 mod spec;
 mod stop;
 
 use std::path::{Path, PathBuf};
 
-use fc_client::{ApiError, Client, FifoDrain, Vmm, VmmEnd};
+use fc_client::{ApiError, Client, Vmm, VmmEnd};
 use fc_drives::Drives;
+use fifos::Fifos;
 
 pub use boot::boot;
 pub use diagnosis::{Cause, diagnose};
-pub use error::{BootError, Console, chain};
+pub use error::{BootError, Class, Console, chain};
 pub use guest::{Guest, GuestError, NAMESPACE_KEY};
 pub use preflight::{PreflightError, What};
-pub use spec::{DEFAULT_TIMEOUT, MAX_VCPUS, RootDrive, SpecError, VmSpec, host_is_intel};
+pub use progress::{Progress, Span, VmmInfo, WaitsFor};
+pub use spec::{
+    DEFAULT_TIMEOUT, DriveMount, Interface, Ip, MAX_SLOTS, MAX_VCPUS, RootDrive, SpecError, VmSpec,
+    host_is_intel,
+};
 pub use stop::StopError;
 
 use crate::dir::{self, VmDir};
@@ -33,13 +40,6 @@ pub struct Machine {
     guest: Guest,
     drives: Drives,
     fifos: Fifos,
-}
-
-/// The VMM's log and metrics FIFOs, and what empties those that nobody else reads.
-struct Fifos {
-    log: PathBuf,
-    metrics: PathBuf,
-    _drains: Vec<FifoDrain>,
 }
 
 impl Machine {
@@ -94,13 +94,13 @@ impl Machine {
     /// Path of the FIFO with the VMM's log.
     #[must_use]
     pub fn log_fifo(&self) -> &Path {
-        &self.fifos.log
+        &self.fifos.log.path
     }
 
     /// Path of the FIFO with the VMM's metrics.
     #[must_use]
     pub fn metrics_fifo(&self) -> &Path {
-        &self.fifos.metrics
+        &self.fifos.metrics.path
     }
 
     /// Lets a paused VM go on, with the host's time: how much of the pause a guest notices by itself

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use super::spec::VmSpec;
+use super::spec::{VmSpec, drive_mount_field};
 
 /// Offset and content of the boot protocol's magic in an x86 bzImage.
 const BZIMAGE_MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
@@ -28,7 +29,7 @@ pub enum PreflightError {
         source: io::Error,
     },
     /// A file of the VM is empty or a directory.
-    #[error("The {what} {} is not a {what}: {why}", path.display())]
+    #[error("The {what} {} cannot be used: {why}", path.display())]
     WrongFile {
         /// Which file.
         what: What,
@@ -58,15 +59,18 @@ pub enum What {
     Initrd,
     /// Config's `root_drive` or the request's.
     RootImage,
+    /// The request's drive mount of this index.
+    DriveMount(usize),
 }
 
 impl std::fmt::Display for What {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Kernel => "kernel",
-            Self::Initrd => "initrd",
-            Self::RootImage => "root image",
-        })
+        match self {
+            Self::Kernel => f.write_str("kernel"),
+            Self::Initrd => f.write_str("initrd"),
+            Self::RootImage => f.write_str("root image"),
+            Self::DriveMount(index) => write!(f, "{}.HostPath", drive_mount_field(*index)),
+        }
     }
 }
 
@@ -105,6 +109,9 @@ pub fn check(spec: &VmSpec) -> Result<(), PreflightError> {
         self::head(What::Initrd, initrd)?;
     }
     self::head(What::RootImage, &spec.root.path)?;
+    for (index, mount) in spec.drive_mounts.iter().enumerate() {
+        self::head(What::DriveMount(index), &mount.host_path)?;
+    }
     let available = available_mib();
     match available {
         Some(available) if u64::from(spec.memory_mib) > available => {
@@ -119,24 +126,27 @@ pub fn check(spec: &VmSpec) -> Result<(), PreflightError> {
 
 /// The first bytes of a file, which must be there.
 fn head(what: What, path: &Path) -> Result<Vec<u8>, PreflightError> {
-    let read = || {
-        let mut head = Vec::with_capacity(HEAD);
-        File::open(path)?
-            .take(HEAD as u64)
-            .read_to_end(&mut head)
-            .map(|_| head)
+    let wrong = |why| PreflightError::WrongFile {
+        what,
+        path: path.to_owned(),
+        why,
     };
-    let head = read().map_err(|source| PreflightError::File {
+    let unreadable = |source| PreflightError::File {
         what,
         path: path.to_owned(),
         source,
-    })?;
+    };
+    // Asked first: opening a FIFO would wait for a writer.
+    let kind = std::fs::metadata(path).map_err(unreadable)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(wrong("it is neither a file nor a block device"));
+    }
+    let mut head = Vec::with_capacity(HEAD);
+    File::open(path)
+        .and_then(|file| file.take(HEAD as u64).read_to_end(&mut head))
+        .map_err(unreadable)?;
     if head.is_empty() {
-        return Err(PreflightError::WrongFile {
-            what,
-            path: path.to_owned(),
-            why: "it is empty",
-        });
+        return Err(wrong("it is empty"));
     }
     Ok(head)
 }
@@ -185,7 +195,34 @@ mod tests {
         }
         std::fs::write(dir.path().join("kernel"), "#!/bin/sh").unwrap();
         let text = check(&spec).unwrap_err().to_string();
-        assert!(text.contains("is not a kernel"), "{text}");
+        assert!(text.contains("neither like an ELF"), "{text}");
+    }
+
+    #[test]
+    fn a_drive_mount_is_a_file_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spec = spec(dir.path());
+        let path = dir.path().join("data");
+        spec.drive_mounts = vec![crate::machine::DriveMount {
+            host_path: path.clone(),
+            vm_path: "/data".into(),
+            fstype: "ext4".into(),
+            options: Vec::new(),
+            writable: false,
+            cache_type: None,
+            rate_limiter: None,
+        }];
+        let problem = || check(&spec).unwrap_err().to_string();
+        assert!(
+            problem().contains("DriveMounts[0].HostPath"),
+            "{}",
+            problem()
+        );
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        assert!(problem().contains("neither a file"), "{}", problem());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "x").unwrap();
+        check(&spec).unwrap();
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use fc_client::api::InstanceState;
+
 use super::{GuestError, Machine};
 
 /// How long a killed VMM may take to end.
@@ -13,6 +15,9 @@ pub enum StopError {
     /// The agent could not be asked, or refused; the VMM was killed.
     #[error("The guest could not be asked to shut down, so its VMM was killed")]
     Guest(#[from] GuestError),
+    /// A paused guest cannot be asked anything; the VMM was killed.
+    #[error("The VM is paused, so its VMM was killed")]
+    Paused,
     /// The guest did not end in time; the VMM was killed.
     #[error("The guest did not shut down within {0:?}, so its VMM was killed")]
     TimedOut(Duration),
@@ -25,12 +30,17 @@ pub enum StopError {
 }
 
 impl Machine {
-    /// Ends the VM: asks the agent, waits for the VMM's end at most `bound`, else kills the VMM.
+    /// Ends the VM: asks the agent, unless the VM is paused, waits for the VMM's end at most `bound`, else kills the VMM.
     ///
     /// # Errors
     /// Why it had to be killed; the VM has ended all the same, except for [`StopError::Unkillable`].
     pub async fn stop(&self, bound: Duration) -> Result<(), StopError> {
         let graceful = async {
+            // A VMM that does not answer is no reason not to ask the guest.
+            let info = self.vmm.client().describe_instance().await;
+            if info.is_ok_and(|info| info.state == InstanceState::Paused) {
+                return Err(StopError::Paused);
+            }
             self.guest.shut_down(&self.spec.vm_id, bound).await?;
             self.vmm.exited().await;
             Ok(())
