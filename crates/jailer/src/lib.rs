@@ -1,18 +1,46 @@
 //! Where a VMM sees its files, how it is started, how it is stopped and cleaned up: without a jail
-//! ([`Unjailed`]), or in a container of runc's ([`Runc`]); both behind [`Jailer`].
+//! ([`Unjailed`]), or in a container made by an OCI runtime ([`Runc`]); both behind [`Jailer`].
 //!
 //! Nothing here knows what a VM is for, or which file is which drive. What a jail promises is in
 //! `docs/threat-model.md`.
+//!
+//! - `layout`: the jail's directories; `file_mount`, `exposer`: the host's files in them.
+//! - `spec`: the container's configuration; `oci_runtime`: who makes the container.
+//! - `cgroup`: the container's control groups.
+//! - `record`, `undo`: what has to be undone, and undoing it, after whatever was killed.
 
+mod cache_topology;
 mod cgroup;
 mod copy;
 mod cpuset;
+mod error;
+mod exposer;
+mod file_mount;
+mod idmap;
+mod jailer;
+mod layout;
+mod needs;
 mod netns;
+mod oci_runtime;
 mod record;
+mod runc;
+mod spec;
+mod undo;
+mod unjailed;
 mod user;
 
 pub use cgroup::CgroupError;
 pub use cpuset::CpusetBuilder;
+pub use error::{JailError, StartError};
+pub use file_mount::ExposeError;
+pub use jailer::{Jailer, Role, Start};
+pub use layout::LayoutError;
+pub use needs::NeedsError;
 pub use netns::NetnsError;
+pub use oci_runtime::RuntimeError;
 pub use record::RecordError;
+pub use runc::{ExposePolicy, JailRequest, Runc, Setup};
+pub use spec::TemplateError;
+pub use undo::{UndoError, undo};
+pub use unjailed::Unjailed;
 pub use user::{RootUser, User};

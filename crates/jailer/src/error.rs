@@ -1,0 +1,100 @@
+//! Why there is no jail.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::cgroup::CgroupError;
+use crate::file_mount::ExposeError;
+use crate::layout::LayoutError;
+use crate::needs::NeedsError;
+use crate::netns::NetnsError;
+use crate::oci_runtime::RuntimeError;
+use crate::record::RecordError;
+use crate::spec::TemplateError;
+
+/// Why a jail cannot be made or used. Each says what is wrong by itself; sources say why.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// The configuration names no OCI runtime.
+    #[error(
+        "A VM with a JailerConfig needs an OCI runtime: set jailer.runc_binary_path, to runc for example"
+    )]
+    NoRuntime,
+    /// The template is none.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The network namespace is none.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// There is no cgroup for it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// What the VMM needs is not there.
+    #[error(transparent)]
+    Needs(#[from] NeedsError),
+    /// Its directories cannot be made.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Its record cannot be kept.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file cannot be shown.
+    #[error(transparent)]
+    Expose(#[from] ExposeError),
+    /// A file cannot be copied.
+    #[error("Cannot copy {} into the jail", path.display())]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file in the jail cannot be used.
+    #[error("Cannot use {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What the VMM put in the place of its socket is none.
+    #[error("The VMM put something at {} that is no socket", path.display())]
+    NoSocket {
+        /// Where the socket should be.
+        path: PathBuf,
+    },
+    /// A name is a path.
+    #[error("{0:?} is not the plain name of a file")]
+    Name(String),
+}
+
+impl JailError {
+    /// Whether the request is at fault, and not the host or its configuration.
+    #[must_use]
+    pub fn is_invalid_request(&self) -> bool {
+        matches!(
+            self,
+            Self::Netns(_)
+                | Self::Cgroup(CgroupError::Path(_))
+                | Self::Expose(
+                    ExposeError::Open { .. }
+                        | ExposeError::UnsupportedMode { .. }
+                        | ExposeError::Permissions { .. }
+                )
+        )
+    }
+}
+
+/// Why a VMM does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The VMM did not start, or not as it should.
+    #[error(transparent)]
+    Vmm(#[from] fc_client::LaunchError),
+    /// There is no jail to start it in.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// The jail's container did not start.
+    #[error("The jail's container cannot be started")]
+    Container(#[from] RuntimeError),
+}

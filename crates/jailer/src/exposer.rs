@@ -1,0 +1,109 @@
+//! Shows files to a jailed VMM while it runs.
+
+use std::collections::HashMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use fc_drives::{BackendError, Exposer};
+
+use crate::error::JailError;
+use crate::file_mount::{Access, FileMounter, detach};
+use crate::layout;
+use crate::record::Journal;
+use crate::spec;
+use crate::undo;
+
+/// Mounts and nodes in the VM's directory of drives, which the container follows.
+pub(crate) struct JailExposer {
+    drives: PathBuf,
+    mounter: Arc<FileMounter>,
+    journal: Arc<Journal>,
+    /// The files behind names, to give them back to their owners.
+    exposed: Mutex<HashMap<String, PathBuf>>,
+}
+
+impl JailExposer {
+    pub(crate) fn new(dir: &Path, mounter: Arc<FileMounter>, journal: Arc<Journal>) -> Self {
+        Self {
+            drives: dir.join(layout::DRIVES),
+            mounter,
+            journal,
+            exposed: Mutex::default(),
+        }
+    }
+
+    fn target(&self, name: &str) -> Result<PathBuf, JailError> {
+        check_name(name)?;
+        Ok(self.drives.join(name))
+    }
+
+    fn take_away(&self, name: &str) -> Result<(), BackendError> {
+        detach(&self.target(name)?)?;
+        let mut exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(path) = exposed.get(name) else {
+            return Ok(());
+        };
+        let record = self.journal.record();
+        for owner in record.owners.iter().filter(|owner| owner.path == *path) {
+            undo::give_back(owner)?;
+        }
+        self.journal
+            .change(|record| record.owners.retain(|owner| owner.path != *path))?;
+        exposed.remove(name);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Exposer for JailExposer {
+    async fn expose(
+        &self,
+        name: &str,
+        host_path: &Path,
+        read_only: bool,
+    ) -> Result<String, BackendError> {
+        let target = self.target(name)?;
+        let visible = format!("{}/{name}", spec::DRIVES.trim_start_matches('/'));
+        if is_shown(host_path, &target) {
+            return Ok(visible);
+        }
+        self.take_away(name)?;
+        let mut exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
+        exposed.insert(name.to_owned(), host_path.to_owned());
+        drop(exposed);
+        let access = if read_only {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        self.mounter.attach(host_path, &target, access)?;
+        Ok(visible)
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<(), BackendError> {
+        self.take_away(name)
+    }
+}
+
+/// Whether `target` is the file or device already.
+fn is_shown(host_path: &Path, target: &Path) -> bool {
+    let (Ok(file), Ok(shown)) = (host_path.metadata(), target.symlink_metadata()) else {
+        return false;
+    };
+    if file.file_type().is_block_device() {
+        shown.file_type().is_block_device() && file.rdev() == shown.rdev()
+    } else {
+        (file.dev(), file.ino()) == (shown.dev(), shown.ino())
+    }
+}
+
+/// Refuses what is more than the name of a file.
+pub(crate) fn check_name(name: &str) -> Result<(), JailError> {
+    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+        Err(JailError::Name(name.to_owned()))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,336 @@
+//! Puts a file of the host where a jailed VMM sees it: a bind mount for a regular file or FIFO, a node for a block
+//! device. The file's content is never read, and its owner is changed only where nothing else helps.
+
+use std::collections::HashMap;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+
+use crate::User;
+use crate::idmap;
+use crate::record::{Journal, Owner, RecordError};
+
+/// What the VMM may do with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Read it.
+    Read,
+    /// Read and execute it.
+    Execute,
+    /// Read and write it.
+    Write,
+}
+
+/// Why a file of the host cannot be shown to the VMM.
+#[derive(Debug, thiserror::Error)]
+pub enum ExposeError {
+    /// The file cannot be opened.
+    #[error("Cannot open {}, which the jailed VMM needs", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is a directory, a socket or the like.
+    #[error("{} has an unsupported mode: {mode:o}; it is neither a regular file nor a block device", path.display())]
+    UnsupportedMode {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Not even the file's owner may do with it what the VMM needs to.
+    #[error("{} has mode {mode:04o}, by which not even its owner may use it as the jailed VMM must", path.display())]
+    Permissions {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// The place in the jail cannot be made.
+    #[error("Cannot make {} in the jail", path.display())]
+    Target {
+        /// The place, as the host sees it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file cannot be bound there.
+    #[error("Cannot mount {} at {}", path.display(), target.display())]
+    Mount {
+        /// The file.
+        path: PathBuf,
+        /// The place in the jail, as the host sees it.
+        target: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file's owner has to be changed, and cannot be.
+    #[error("Cannot give {} to the jail's user, and its file system knows no id-mapped mounts", path.display())]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The change cannot be recorded, so it is not made.
+    #[error("Cannot record what has to be undone")]
+    Record(#[from] RecordError),
+    /// The file cannot be taken away again.
+    #[error("Cannot take {} out of the jail; the VMM may still use it", path.display())]
+    Withdraw {
+        /// The place in the jail, as the host sees it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Shows files to one user.
+#[derive(Debug)]
+pub(crate) struct FileMounter {
+    user: User,
+    journal: Arc<Journal>,
+    /// User namespaces by the owner that they map to `user`.
+    namespaces: Mutex<HashMap<(u32, u32), Arc<OwnedFd>>>,
+}
+
+impl FileMounter {
+    pub(crate) fn new(user: User, journal: Arc<Journal>) -> Self {
+        Self {
+            user,
+            journal,
+            namespaces: Mutex::default(),
+        }
+    }
+
+    /// Shows the file `path` as `target`, which must not exist. Links are followed.
+    pub(crate) fn attach(
+        &self,
+        path: &Path,
+        target: &Path,
+        access: Access,
+    ) -> Result<(), ExposeError> {
+        let open_error = |source| ExposeError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = open(path, flags, Mode::empty()).map_err(|e| open_error(e.into()))?;
+        let file = File::from(file);
+        let metadata = file.metadata().map_err(open_error)?;
+        let kind = metadata.file_type();
+        if kind.is_block_device() {
+            self.make_node(&metadata, target, access)
+        } else if kind.is_file() || kind.is_fifo() {
+            self.bind(path, &file, &metadata, target, access)
+        } else {
+            Err(ExposeError::UnsupportedMode {
+                path: path.to_owned(),
+                mode: metadata.mode(),
+            })
+        }
+    }
+
+    /// A node for the same device, for the jail's user only.
+    fn make_node(
+        &self,
+        metadata: &Metadata,
+        target: &Path,
+        access: Access,
+    ) -> Result<(), ExposeError> {
+        let error = |source| ExposeError::Target {
+            path: target.to_owned(),
+            source,
+        };
+        let mode = Mode::from_raw_mode(if access == Access::Write {
+            0o600
+        } else {
+            0o400
+        });
+        mknodat(CWD, target, FileType::BlockDevice, mode, metadata.rdev())
+            .map_err(|e| error(e.into()))?;
+        std::os::unix::fs::lchown(target, Some(self.user.uid()), Some(self.user.gid()))
+            .map_err(error)
+    }
+
+    fn bind(
+        &self,
+        path: &Path,
+        file: &File,
+        metadata: &Metadata,
+        target: &Path,
+        access: Access,
+    ) -> Result<(), ExposeError> {
+        let error = |source| ExposeError::Mount {
+            path: path.to_owned(),
+            target: target.to_owned(),
+            source,
+        };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        let mount = open_tree(file, "", flags).map_err(|e| error(e.into()))?;
+        let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        if access != Access::Execute {
+            attributes |= libc::MOUNT_ATTR_NOEXEC;
+        }
+        if access != Access::Write {
+            attributes |= libc::MOUNT_ATTR_RDONLY;
+        }
+        set_attributes(&mount, attributes, None).map_err(error)?;
+        if !may(self.user, metadata, access) {
+            self.let_in(path, file, metadata, &mount, access)?;
+        }
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o400)
+            .open(target)
+            .map_err(|source| ExposeError::Target {
+                path: target.to_owned(),
+                source,
+            })?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&mount, "", CWD, target, flags).map_err(|e| error(e.into()))
+    }
+
+    /// Makes the file the jail user's: in this mount only, or, where the file system cannot, by a new owner.
+    fn let_in(
+        &self,
+        path: &Path,
+        file: &File,
+        metadata: &Metadata,
+        mount: &OwnedFd,
+        access: Access,
+    ) -> Result<(), ExposeError> {
+        if !has(metadata.mode() >> 6, access) {
+            return Err(ExposeError::Permissions {
+                path: path.to_owned(),
+                mode: metadata.mode() & 0o7777,
+            });
+        }
+        let owner = (metadata.uid(), metadata.gid());
+        let mapped = self
+            .namespace(owner)
+            .and_then(|namespace| set_attributes(mount, 0, Some(&namespace)));
+        if let Err(reason) = mapped {
+            tracing::info!(path = %path.display(), %reason, "No id-mapped mount: the file changes its owner until it is withdrawn");
+            self.journal.change(|record| {
+                record.owners.push(Owner {
+                    path: path.to_owned(),
+                    inode: metadata.ino(),
+                    uid: owner.0,
+                    gid: owner.1,
+                });
+            })?;
+            let (uid, gid) = (Some(self.user.uid()), Some(self.user.gid()));
+            // Through the descriptor: the file that was looked at, whatever its path leads to now.
+            let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+            std::os::unix::fs::chown(opened, uid, gid).map_err(|source| ExposeError::Owner {
+                path: path.to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn namespace(&self, owner: (u32, u32)) -> io::Result<Arc<OwnedFd>> {
+        let mut namespaces = self
+            .namespaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(namespace) = namespaces.get(&owner) {
+            return Ok(Arc::clone(namespace));
+        }
+        let namespace = Arc::new(idmap::user_namespace(owner, self.user)?);
+        namespaces.insert(owner, Arc::clone(&namespace));
+        Ok(namespace)
+    }
+}
+
+/// Takes away what [`FileMounter::attach`] made at `target`. Nothing there is no error.
+pub(crate) fn detach(target: &Path) -> Result<(), ExposeError> {
+    let error = |source| ExposeError::Withdraw {
+        path: target.to_owned(),
+        source,
+    };
+    // One mount may lie above another one.
+    loop {
+        match unmount(target, UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(other) => return Err(error(other.into())),
+        }
+    }
+    match fs::remove_file(target) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error(source)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `user` may use the file, by its mode alone.
+fn may(user: User, metadata: &Metadata, access: Access) -> bool {
+    let mode = metadata.permissions().mode();
+    let class = if metadata.uid() == user.uid() {
+        mode >> 6
+    } else if metadata.gid() == user.gid() {
+        mode >> 3
+    } else {
+        mode
+    };
+    has(class, access)
+}
+
+/// Whether the lowest three bits of `class` allow `access`.
+fn has(class: u32, access: Access) -> bool {
+    let needed = match access {
+        Access::Read => 0o4,
+        Access::Execute => 0o5,
+        Access::Write => 0o6,
+    };
+    class & needed == needed
+}
+
+/// mount_setattr(2) on a mount that is attached nowhere yet.
+fn set_attributes(
+    mount: &OwnedFd,
+    attributes: u64,
+    user_namespace: Option<&OwnedFd>,
+) -> io::Result<()> {
+    let mut arguments = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    if let Some(namespace) = user_namespace {
+        arguments.attr_set |= libc::MOUNT_ATTR_IDMAP;
+        arguments.userns_fd = u64::try_from(namespace.as_fd().as_raw_fd())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    }
+    // SAFETY: the path is an empty C string, and `arguments` is what the call takes, of the length said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const arguments,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,154 @@
+//! `<binary>.jail.json`: what a VMM needs besides its own file.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::spec::Device;
+
+/// The file's content. Everything is optional.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Needs {
+    /// Files that it reads and executes, by absolute path; the same in the jail.
+    pub(crate) read_only_paths: Vec<PathBuf>,
+    /// Character devices that it reads and writes.
+    devices: Vec<PathBuf>,
+    /// Its environment.
+    environment: std::collections::BTreeMap<String, String>,
+}
+
+/// Why the needs of a VMM are unknown or cannot be met.
+#[derive(Debug, thiserror::Error)]
+pub enum NeedsError {
+    /// The file cannot be read.
+    #[error("Cannot read {}, which lists what the VMM needs in a jail", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("{} does not list what a VMM needs in a jail", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A path in it cannot be shown.
+    #[error("{} lists {}, which must be an absolute path without `..` to {expected}", path.display(), listed.display())]
+    Listed {
+        /// The file.
+        path: PathBuf,
+        /// The path in it.
+        listed: PathBuf,
+        /// What is expected there.
+        expected: &'static str,
+    },
+}
+
+impl Needs {
+    /// What the file beside the program says; without one, nothing is needed.
+    pub(crate) fn of(program: &Path) -> Result<Self, NeedsError> {
+        let mut name = program.as_os_str().to_owned();
+        name.push(".jail.json");
+        let path = PathBuf::from(name);
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            other => other.map_err(|source| NeedsError::Read {
+                path: path.clone(),
+                source,
+            })?,
+        };
+        let needs: Self = serde_json::from_slice(&text).map_err(|source| NeedsError::Json {
+            path: path.clone(),
+            source,
+        })?;
+        for listed in &needs.read_only_paths {
+            if !is_plain(listed) || !listed.is_file() {
+                return Err(NeedsError::Listed {
+                    path,
+                    listed: listed.clone(),
+                    expected: "a file of this host",
+                });
+            }
+        }
+        // One that this host does not have is the VMM's own to miss, when it needs it.
+        let wrong = |path: &&PathBuf| !is_plain(path) || (path.exists() && device(path).is_none());
+        if let Some(listed) = needs.devices.iter().find(wrong) {
+            return Err(NeedsError::Listed {
+                path,
+                listed: listed.clone(),
+                expected: "a character device of this host",
+            });
+        }
+        Ok(needs)
+    }
+
+    pub(crate) fn devices(&self) -> Vec<Device> {
+        self.devices
+            .iter()
+            .filter_map(|path| device(path))
+            .collect()
+    }
+
+    pub(crate) fn environment(&self) -> Vec<String> {
+        let variables = self.environment.iter();
+        variables
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
+    }
+}
+
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute() && !path.components().any(|part| part.as_os_str() == "..")
+}
+
+fn device(path: &Path) -> Option<Device> {
+    let metadata = path.metadata().ok()?;
+    let number = metadata.rdev();
+    metadata.file_type().is_char_device().then(|| Device {
+        path: path.to_owned(),
+        major: rustix::fs::major(number),
+        minor: rustix::fs::minor(number),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_listed_is_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("vmm");
+        assert_eq!(Needs::of(&program).unwrap(), Needs::default());
+        let list = dir.path().join("vmm.jail.json");
+        let say = |text: &str| std::fs::write(&list, text).unwrap();
+        say(
+            r#"{"read_only_paths": ["/etc/passwd"], "devices": ["/dev/null"], "environment": {"A": "b"}}"#,
+        );
+        let needs = Needs::of(&program).unwrap();
+        assert_eq!(needs.environment(), ["A=b"]);
+        assert_eq!((needs.devices()[0].major, needs.devices()[0].minor), (1, 3));
+        say(r#"{"devices": ["/dev/no-such-device"]}"#);
+        assert_eq!(Needs::of(&program).unwrap().devices(), []);
+        for text in [
+            "[1]",
+            r#"{"read_only_paths": ["etc/passwd"]}"#,
+            r#"{"read_only_paths": ["/etc/../etc/passwd"]}"#,
+            r#"{"read_only_paths": ["/nonexistent"]}"#,
+            r#"{"read_only_paths": ["/etc"]}"#,
+            r#"{"devices": ["/etc/passwd"]}"#,
+            r#"{"devices": ["dev/null"]}"#,
+        ] {
+            say(text);
+            let error = Needs::of(&program).unwrap_err().to_string();
+            assert!(error.contains("vmm.jail.json"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The OCI runtime's command line: what `runc` (1.1 and newer) and `crun` have in common.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+
+/// Longest part of the runtime's words that an error repeats, in bytes.
+const QUOTED: usize = 1000;
+
+/// Why the OCI runtime did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// It does not run.
+    #[error("Cannot run the OCI runtime {} (configuration key jailer.runc_binary_path)", program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It failed.
+    #[error("`{} {subcommand}` failed ({status}): {words}", program.display())]
+    Failed {
+        /// The program.
+        program: PathBuf,
+        /// What it was asked for.
+        subcommand: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of what it said.
+        words: String,
+    },
+    /// It takes too long.
+    #[error("`{} {subcommand}` did not end within {bound:?} and was killed", program.display())]
+    TimedOut {
+        /// The program.
+        program: PathBuf,
+        /// What it was asked for.
+        subcommand: &'static str,
+        /// How long was waited.
+        bound: Duration,
+    },
+    /// It said that the container runs, and not as which process.
+    #[error("The OCI runtime wrote no process id to {}", path.display())]
+    PidFile {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be read.
+        source: io::Error,
+    },
+}
+
+/// An OCI runtime with a state directory of the VM's own, so that no other container can have the same name.
+#[derive(Debug, Clone)]
+pub(crate) struct OciRuntime {
+    program: PathBuf,
+    state: PathBuf,
+    container: String,
+}
+
+/// A container that runs.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// Its first process.
+    pub(crate) pid: u32,
+    /// That process' output, after the runtime's own.
+    pub(crate) stdout: OwnedFd,
+    /// Likewise.
+    pub(crate) stderr: OwnedFd,
+}
+
+impl OciRuntime {
+    pub(crate) fn new(program: &Path, state: PathBuf, container: &str) -> Self {
+        Self {
+            program: program.to_owned(),
+            state,
+            container: container.to_owned(),
+        }
+    }
+
+    /// Makes and starts the container of `bundle`. Its first process becomes this process' child when the
+    /// runtime, which it is killed with, has ended.
+    pub(crate) async fn run(
+        &self,
+        bundle: &Path,
+        bound: Duration,
+    ) -> Result<Started, RuntimeError> {
+        let pid_file = bundle.join(crate::layout::PID_FILE);
+        let spawn_error = |source| self.spawn_error(source);
+        let (stdout, their_stdout) = io::pipe().map_err(spawn_error)?;
+        let (stderr, their_stderr) = io::pipe().map_err(spawn_error)?;
+        // The VMM becomes an orphan of the runtime; it is to become our child.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|error| self.spawn_error(error.into()))?;
+        let mut command = self.command();
+        command
+            .args(["run", "--detach", "--pid-file"])
+            .arg(&pid_file)
+            .arg("--bundle")
+            .arg(bundle)
+            .arg(&self.container)
+            .stdin(Stdio::null())
+            .stdout(their_stdout)
+            .stderr(their_stderr);
+        let mut command = tokio::process::Command::from(command);
+        let mut child = command.kill_on_drop(true).spawn().map_err(spawn_error)?;
+        // It holds our copies of the pipes' other ends.
+        drop(command);
+        let status = match tokio::time::timeout(bound, child.wait()).await {
+            Ok(status) => status.map_err(spawn_error)?,
+            Err(_) => return Err(self.timed_out("run", bound)),
+        };
+        if !status.success() {
+            return Err(self.failed("run", status, &available(&stderr)));
+        }
+        let pid = std::fs::read_to_string(&pid_file).and_then(|text| {
+            let pid = text.trim().parse();
+            pid.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        });
+        Ok(Started {
+            pid: pid.map_err(|source| RuntimeError::PidFile {
+                path: pid_file,
+                source,
+            })?,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        })
+    }
+
+    /// Deletes the container, whatever its state. One that the runtime does not know is no error.
+    pub(crate) fn delete(&self, bound: Duration) -> Result<(), RuntimeError> {
+        if !self.state.join(&self.container).exists() {
+            return Ok(());
+        }
+        let mut command = self.command();
+        command
+            .args(["delete", "--force", &self.container])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let spawn_error = |source| self.spawn_error(source);
+        let mut child = command.spawn().map_err(spawn_error)?;
+        if !ended(&child, bound).map_err(spawn_error)? {
+            child.kill().map_err(spawn_error)?;
+            child.wait().map_err(spawn_error)?;
+            return Err(self.timed_out("delete", bound));
+        }
+        let status = child.wait().map_err(spawn_error)?;
+        if status.success() {
+            Ok(())
+        } else {
+            let words = child.stderr.as_ref().map(available).unwrap_or_default();
+            Err(self.failed("delete", status, &words))
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--root").arg(&self.state);
+        let parent = rustix::process::getpid();
+        let die_with_parent = move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            // It may have died before that.
+            if rustix::process::getppid() == Some(parent) {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::ESRCH))
+            }
+        };
+        // SAFETY: between fork and exec only system calls are made and nothing is allocated.
+        unsafe { command.pre_exec(die_with_parent) };
+        command
+    }
+
+    fn spawn_error(&self, source: io::Error) -> RuntimeError {
+        RuntimeError::Spawn {
+            program: self.program.clone(),
+            source,
+        }
+    }
+
+    fn failed(&self, subcommand: &'static str, status: ExitStatus, words: &str) -> RuntimeError {
+        RuntimeError::Failed {
+            program: self.program.clone(),
+            subcommand,
+            status,
+            words: words.trim().to_owned(),
+        }
+    }
+
+    fn timed_out(&self, subcommand: &'static str, bound: Duration) -> RuntimeError {
+        RuntimeError::TimedOut {
+            program: self.program.clone(),
+            subcommand,
+            bound,
+        }
+    }
+}
+
+fn ended(child: &std::process::Child, bound: Duration) -> io::Result<bool> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let bound = Timespec::try_from(bound).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&bound))? > 0)
+}
+
+/// The end of what is in a pipe now; its writers may still be there.
+fn available(pipe: &(impl AsFd + ?Sized)) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let pipe = pipe.as_fd().try_clone_to_owned()?;
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        let mut text = Vec::new();
+        // Ends with an error when nothing is left and somebody could still write.
+        let _ = std::fs::File::from(pipe).read_to_end(&mut text);
+        Ok(text)
+    };
+    let text = read().unwrap_or_default();
+    String::from_utf8_lossy(&text[text.len().saturating_sub(QUOTED)..]).into_owned()
+}

@@ -1,0 +1,396 @@
+//! A jail: the VMM in a container, as a user of its own, with nothing to see but its own files.
+
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fc_client::{StartedVmm, Vmm};
+use fc_drives::Exposer;
+use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
+
+use crate::cgroup::{self, CgroupError, Hierarchies};
+use crate::copy::copy;
+use crate::error::{JailError, StartError};
+use crate::exposer::{JailExposer, check_name};
+use crate::file_mount::{Access, FileMounter};
+use crate::jailer::{Jailer, Role, Start};
+use crate::layout;
+use crate::needs::Needs;
+use crate::oci_runtime::OciRuntime;
+use crate::record::{Cgroup, Journal, Record};
+use crate::spec::{Overrides, Template};
+use crate::undo::{UndoError, undo_except};
+use crate::{User, cache_topology, netns};
+
+/// The VMM's program, in its root (the original's name).
+const PROGRAM: &str = "firecracker";
+/// File name of the API socket (the original's).
+const API_SOCKET: &str = "api.socket";
+/// How long the OCI runtime may take to start a container.
+const RUN_BOUND: Duration = Duration::from_secs(30);
+
+/// What becomes of the root drive and the drive mounts; block devices are never copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExposePolicy {
+    /// The VMM gets copies, which are the VM's own and go with it.
+    #[default]
+    Copy,
+    /// The VMM gets the files themselves.
+    Bind,
+}
+
+/// A jail that somebody asks for (the API's `JailerConfig`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JailRequest {
+    /// Who the VMM runs as.
+    pub user: User,
+    /// The VMM's network namespace; `None` for the template's, else a new one without any network.
+    pub net_ns: Option<PathBuf>,
+    /// Processors, as cpuset(7) lists them; empty for all.
+    pub cpus: String,
+    /// Memory nodes, as cpuset(7) lists them; empty for all.
+    pub mems: String,
+    /// The cgroup that the VM's is made in; empty for `/firecracker-containerd`.
+    pub cgroup_path: String,
+    /// What becomes of drives.
+    pub policy: ExposePolicy,
+}
+
+/// Everything that a jail is made from.
+#[derive(Debug, Clone)]
+pub struct Setup<'a> {
+    /// The VM's directory: absolute, exists, locked by the caller.
+    pub dir: &'a Path,
+    /// containerd namespace of the VM.
+    pub namespace: &'a str,
+    /// Id of the VM, which names its container and its cgroup.
+    pub vm_id: &'a str,
+    /// The VMM's program.
+    pub vmm: &'a Path,
+    /// The VMM's name for the VM.
+    pub vmm_id: &'a str,
+    /// The OCI runtime: a path, or a name that is looked for on `PATH`.
+    pub runc: Option<&'a Path>,
+    /// The template of the container's configuration.
+    pub template: &'a Path,
+    /// The request.
+    pub request: JailRequest,
+}
+
+/// A jail made by an OCI runtime.
+pub struct Runc {
+    dir: PathBuf,
+    root: PathBuf,
+    cgroup: String,
+    vmm: PathBuf,
+    args: Vec<String>,
+    needs: Needs,
+    template: Template,
+    request: JailRequest,
+    runtime: OciRuntime,
+    mounter: Arc<FileMounter>,
+    exposer: Arc<JailExposer>,
+    copies: AtomicUsize,
+    /// The VMM's process, whose exit status is [`Vmm`]'s to take.
+    vmm_pid: OnceLock<u32>,
+}
+
+impl Runc {
+    /// Checks everything that can be checked, then makes the jail's directories and cgroup. Nothing stays of
+    /// a jail that cannot be made.
+    ///
+    /// # Errors
+    /// See [`JailError`].
+    pub async fn prepare(setup: Setup<'_>) -> Result<Self, JailError> {
+        let runc = setup.runc.ok_or(JailError::NoRuntime)?;
+        let template = Template::read(setup.template)?;
+        if let Some(path) = &setup.request.net_ns {
+            netns::check(path)?;
+        }
+        let vmm = find(setup.vmm);
+        let needs = Needs::of(&vmm)?;
+        let names = cgroup::candidates(&setup.request.cgroup_path, setup.namespace, setup.vm_id)?;
+        let hierarchies = Hierarchies::of_host()?;
+        let journal = Arc::new(Journal::begin(
+            setup.dir,
+            Record {
+                runc: runc.to_owned(),
+                container: setup.vm_id.to_owned(),
+                cgroup: None,
+                owners: Vec::new(),
+            },
+        )?);
+        let user = setup.request.user;
+        let mounter = Arc::new(FileMounter::new(user, Arc::clone(&journal)));
+        let made = layout::make(setup.dir, user)
+            .map_err(JailError::from)
+            .and_then(|()| claim(&hierarchies, &names, &journal));
+        let cgroup = undo_on_error(setup.dir, made)?;
+        let state = setup.dir.join(layout::STATE);
+        let jail = Self {
+            dir: setup.dir.to_owned(),
+            root: setup.dir.join(layout::ROOT),
+            cgroup,
+            vmm: vmm.clone(),
+            args: command_line(setup.vmm_id),
+            needs,
+            template,
+            runtime: OciRuntime::new(runc, state, setup.vm_id),
+            exposer: Arc::new(JailExposer::new(setup.dir, Arc::clone(&mounter), journal)),
+            mounter,
+            request: setup.request,
+            copies: AtomicUsize::new(0),
+            vmm_pid: OnceLock::new(),
+        };
+        let filled = jail.fill();
+        undo_on_error(setup.dir, filled)?;
+        Ok(jail)
+    }
+
+    /// What every VMM finds in its root.
+    fn fill(&self) -> Result<(), JailError> {
+        let program = self.root.join(PROGRAM);
+        self.mounter.attach(&self.vmm, &program, Access::Execute)?;
+        if cfg!(target_arch = "aarch64") {
+            cache_topology::copy(Path::new("/"), &self.root).map_err(|source| JailError::File {
+                path: self.root.join("sys"),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A copy of a regular file that is the jail user's.
+    async fn copy(&self, from: &Path, read_only: bool) -> Result<PathBuf, JailError> {
+        let number = self.copies.fetch_add(1, Ordering::Relaxed);
+        let to = self.dir.join(layout::COPIES).join(number.to_string());
+        let user = self.request.user;
+        let mode = if read_only { 0o400 } else { 0o600 };
+        let (source, target) = (from.to_owned(), to.clone());
+        let copied = tokio::task::spawn_blocking(move || {
+            copy(&source, &target, mode)?;
+            std::os::unix::fs::lchown(&target, Some(user.uid()), Some(user.gid()))
+        });
+        copied
+            .await
+            .unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))
+            .map_err(|source| JailError::Copy {
+                path: from.to_owned(),
+                source,
+            })?;
+        Ok(to)
+    }
+
+    fn write_configuration(&self) -> Result<(), JailError> {
+        let configuration = self.template.apply(&Overrides {
+            args: &self.args,
+            env: &self.needs.environment(),
+            user: self.request.user,
+            cgroups_path: &self.cgroup,
+            net_ns: self.request.net_ns.as_deref(),
+            cpus: &self.request.cpus,
+            mems: &self.request.mems,
+            drives: &self.dir.join(layout::DRIVES),
+            read_only: &self.needs.read_only_paths,
+            devices: &self.needs.devices(),
+        })?;
+        let path = self.dir.join(layout::CONFIG);
+        let write = || {
+            let mut options = std::fs::OpenOptions::new();
+            let file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o400)
+                .open(&path)?;
+            serde_json::to_writer(&file, &configuration)?;
+            Ok(())
+        };
+        write().map_err(|source| JailError::File {
+            path: path.clone(),
+            source,
+        })
+    }
+
+    fn file_error(&self, name: &str) -> impl Fn(std::io::Error) -> JailError {
+        let path = self.root.join(name);
+        move |source| JailError::File {
+            path: path.clone(),
+            source,
+        }
+    }
+
+    /// Gives a name in the root to `uid` and the jail's group, whatever it is; a link is not followed.
+    fn give(&self, name: &str, uid: u32) -> Result<(), JailError> {
+        let gid = Gid::from_raw(self.request.user.gid());
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let path = self.root.join(name);
+        chownat(CWD, &path, Some(Uid::from_raw(uid)), Some(gid), flags)
+            .map_err(|error| self.file_error(name)(error.into()))
+    }
+}
+
+#[async_trait]
+impl Jailer for Runc {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn api_socket(&self) -> &'static str {
+        API_SOCKET
+    }
+
+    fn cgroup_path(&self) -> Option<&str> {
+        Some(&self.cgroup)
+    }
+
+    async fn show(&self, role: Role, host_path: &Path) -> Result<String, JailError> {
+        let (name, access) = match role {
+            Role::Kernel => ("kernel-image", Access::Read),
+            Role::Initrd => ("initrd-image", Access::Read),
+            Role::RootDrive { read_only: true } => ("root-drive", Access::Read),
+            Role::RootDrive { read_only: false } => ("root-drive", Access::Write),
+        };
+        let file = match role {
+            Role::RootDrive { read_only } => self.drive_file(host_path, read_only).await?,
+            Role::Kernel | Role::Initrd => host_path.to_owned(),
+        };
+        self.mounter.attach(&file, &self.root.join(name), access)?;
+        Ok(name.to_owned())
+    }
+
+    async fn show_fifo(&self, name: &str, host_path: &Path) -> Result<String, JailError> {
+        check_name(name)?;
+        // The VMM opens its FIFOs for reading and writing, so as not to wait for a reader.
+        let target = self.root.join(name);
+        self.mounter.attach(host_path, &target, Access::Write)?;
+        Ok(name.to_owned())
+    }
+
+    fn share(&self, name: &str) -> Result<(), JailError> {
+        check_name(name)?;
+        let path = self.root.join(name);
+        let error = self.file_error(name);
+        let kind = path.symlink_metadata().map_err(&error)?.file_type();
+        if kind.is_socket() {
+            // The group may connect; only the owner of a file can remove it from a sticky directory.
+            self.give(name, 0)?;
+            let mode = std::fs::Permissions::from_mode(0o660);
+            std::fs::set_permissions(&path, mode).map_err(error)
+        } else {
+            self.give(name, self.request.user.uid())
+        }
+    }
+
+    async fn drive_file(&self, host_path: &Path, read_only: bool) -> Result<PathBuf, JailError> {
+        let copied = self.request.policy == ExposePolicy::Copy
+            && host_path
+                .metadata()
+                .is_ok_and(|metadata| metadata.is_file());
+        if copied {
+            self.copy(host_path, read_only).await
+        } else {
+            Ok(host_path.to_owned())
+        }
+    }
+
+    fn exposer(&self) -> Arc<dyn Exposer> {
+        Arc::clone(&self.exposer) as Arc<dyn Exposer>
+    }
+
+    async fn start(&self, start: Start) -> Result<Vmm, StartError> {
+        self.write_configuration()?;
+        let started = self.runtime.run(&self.dir, RUN_BOUND).await?;
+        // Fails only for a second start, which the runtime has refused.
+        let _ = self.vmm_pid.set(started.pid);
+        let api = self.root.join(API_SOCKET);
+        let mut attached = StartedVmm::new(&self.vmm, started.pid, api);
+        attached.stdout = Some(started.stdout);
+        attached.stderr = Some(started.stderr);
+        attached.log_output = start.log_output;
+        attached.ready_bound = start.ready_bound;
+        attached.output = start.output;
+        attached.log = start.log;
+        let vmm = Vmm::attach(attached).await?;
+        self.seal(API_SOCKET)?;
+        Ok(vmm)
+    }
+
+    fn seal(&self, name: &str) -> Result<(), JailError> {
+        check_name(name)?;
+        // Root's before it is looked at: from then on it stays what it is.
+        self.give(name, 0)?;
+        let path = self.root.join(name);
+        let metadata = path.symlink_metadata().map_err(self.file_error(name))?;
+        if metadata.file_type().is_socket() {
+            Ok(())
+        } else {
+            Err(JailError::NoSocket { path })
+        }
+    }
+
+    async fn close(&self) -> Vec<UndoError> {
+        let dir = self.dir.clone();
+        let vmm = self.vmm_pid.get().copied();
+        let undone = tokio::task::spawn_blocking(move || undo_except(&dir, vmm));
+        undone.await.unwrap_or_else(|stopped| {
+            vec![UndoError::Remove {
+                path: self.dir.clone(),
+                source: std::io::Error::other(stopped),
+            }]
+        })
+    }
+}
+
+/// The first of `names` that no other VM has, which is the VM's from then on.
+fn claim(
+    hierarchies: &Hierarchies,
+    names: &[String],
+    journal: &Journal,
+) -> Result<String, JailError> {
+    let write = |path: &str, claimed| {
+        let path = path.to_owned();
+        journal.change(|record| record.cgroup = Some(Cgroup { path, claimed }))
+    };
+    for name in names {
+        write(name, false)?;
+        if hierarchies.claim(name)? {
+            write(name, true)?;
+            return Ok(name.clone());
+        }
+    }
+    journal.change(|record| record.cgroup = None)?;
+    Err(CgroupError::Taken(names.to_vec()).into())
+}
+
+/// `<program> --api-sock <socket> --id <id>`, as the original starts it.
+fn command_line(vmm_id: &str) -> Vec<String> {
+    let program = format!("/{PROGRAM}");
+    [&program, "--api-sock", API_SOCKET, "--id", vmm_id]
+        .map(ToOwned::to_owned)
+        .to_vec()
+}
+
+/// A bare name as a file on `PATH`.
+fn find(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut candidates = std::env::split_paths(&path).map(|directory| directory.join(program));
+    candidates
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| program.to_owned())
+}
+
+/// The error that stopped the making of a jail is the one to report.
+fn undo_on_error<T>(dir: &Path, result: Result<T, JailError>) -> Result<T, JailError> {
+    if result.is_err() {
+        for error in undo_except(dir, None) {
+            tracing::warn!(%error, "Something stays of a jail that cannot be made");
+        }
+    }
+    result
+}
