@@ -1,0 +1,178 @@
+//! CreateVM: the shim is started with the request, so that the VM boots whatever becomes of
+//! this process, and then asked how it went.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fc_proto::control::{CreateVMRequest, CreateVMResponse, GetVMInfoRequest, GetVMInfoResponse};
+use fc_vm::dir::{self, VmDir};
+use fc_vm::launch::{Launch, Launched, ShimLog, launch};
+use fc_vm::machine::DEFAULT_TIMEOUT;
+use fc_vm::process::ProcessId;
+use tokio::sync::oneshot;
+
+use crate::error::ControlError;
+use crate::host::{Host, Settings, Shim, blocking, detached, validate};
+use crate::{stop, watch};
+
+/// How much longer than its own bound a shim may take to say that a start took too long.
+const SLACK: Duration = Duration::from_secs(15);
+
+/// See [`Host::create_vm`].
+pub async fn create_vm(
+    host: &Host,
+    namespace: &str,
+    request: CreateVMRequest,
+) -> Result<CreateVMResponse, ControlError> {
+    validate(namespace, &request.VMID)?;
+    // Lives as long as the caller waits.
+    let (_waiting, given_up) = oneshot::channel();
+    detached(create(
+        host.clone(),
+        namespace.to_owned(),
+        request,
+        given_up,
+    ))
+    .await
+}
+
+async fn create(
+    host: Host,
+    namespace: String,
+    request: CreateVMRequest,
+    given_up: oneshot::Receiver<()>,
+) -> Result<CreateVMResponse, ControlError> {
+    let vm_id = request.VMID.clone();
+    let bound = match request.TimeoutSeconds {
+        0 => DEFAULT_TIMEOUT,
+        seconds => Duration::from_secs(seconds.into()),
+    };
+    let return_when_launched = request.ReturnWhenLaunched;
+    let (dir, launched) = start(&host, &namespace, request).await?;
+    let shim = Shim {
+        vm_id: vm_id.clone(),
+        process: launched.shim,
+        control: launched.control_socket,
+    };
+    watch::spawn(&host, dir.clone(), launched.shim, launched.child);
+    if return_when_launched {
+        return Ok(known_by_now(&dir));
+    }
+    let answer = tokio::select! {
+        answer = ready(&host, &namespace, &shim) => answer,
+        _ = given_up => {
+            tracing::info!(namespace, vmID = vm_id, "CreateVM was given up");
+            terminate(&shim)?;
+            Err(ControlError::GivenUp { vm_id })
+        }
+        () = tokio::time::sleep(bound + SLACK) => {
+            terminate(&shim)?;
+            Err(ControlError::TimedOut { vm_id, bound })
+        }
+    };
+    match answer {
+        Ok(info) => Ok(response(info)),
+        Err(error) => Err(stop::join(error, stop::gone(&shim, dir).await)),
+    }
+}
+
+/// Starts the VM's shim.
+async fn start(
+    host: &Host,
+    namespace: &str,
+    request: CreateVMRequest,
+) -> Result<(VmDir, Launched), ControlError> {
+    let settings = Arc::clone(&host.settings);
+    let vm_id = request.VMID.clone();
+    let order = order(&settings, namespace, request);
+    blocking(move || {
+        let dir = VmDir::new(&settings.config.shim_base_dir, &order.namespace, &vm_id)
+            .map_err(|source| ControlError::Identifier { what: "id", source })?;
+        let launched = launch(&order)?;
+        if launched.new {
+            Ok((dir, launched))
+        } else {
+            Err(ControlError::Exists {
+                vm_id,
+                socket: launched.task_socket,
+            })
+        }
+    })
+    .await
+}
+
+fn order(settings: &Settings, namespace: &str, request: CreateVMRequest) -> Launch {
+    Launch {
+        base: settings.config.shim_base_dir.clone(),
+        namespace: namespace.to_owned(),
+        vm_id: request.VMID.clone(),
+        containerd_address: settings.containerd_address.clone(),
+        ttrpc_address: settings.ttrpc_address.clone(),
+        program: settings.shim.clone(),
+        config: settings.config_path.clone(),
+        log: if settings.follow_logs {
+            ShimLog::Fifo
+        } else {
+            ShimLog::Discard
+        },
+        debug: settings.debug,
+        request: Some(request),
+    }
+}
+
+/// Waits for the VM's boot: GetVMInfo does, and it fails as the boot does.
+async fn ready(
+    host: &Host,
+    namespace: &str,
+    shim: &Shim,
+) -> Result<GetVMInfoResponse, ControlError> {
+    let request = GetVMInfoRequest {
+        VMID: shim.vm_id.clone(),
+        ..GetVMInfoRequest::default()
+    };
+    let get = async |client: fc_proto::control::FirecrackerClient, context| {
+        client.get_vm_info(context, &request).await
+    };
+    host.call_shim(namespace, shim, get).await
+}
+
+fn response(info: GetVMInfoResponse) -> CreateVMResponse {
+    CreateVMResponse {
+        VMID: info.VMID,
+        SocketPath: info.SocketPath,
+        LogFifoPath: info.LogFifoPath,
+        MetricsFifoPath: info.MetricsFifoPath,
+        CgroupPath: info.CgroupPath,
+        ..CreateVMResponse::default()
+    }
+}
+
+/// What is certain about a VM whose shim just runs.
+fn known_by_now(dir: &VmDir) -> CreateVMResponse {
+    CreateVMResponse {
+        VMID: dir.vm_id().to_owned(),
+        SocketPath: dir.join(dir::API_SOCKET).display().to_string(),
+        ..CreateVMResponse::default()
+    }
+}
+
+/// Tells the shim to end its VM, booting or not.
+fn terminate(shim: &Shim) -> Result<(), ControlError> {
+    signal(shim.process).map_err(|source| ControlError::Process {
+        action: "end",
+        vm_id: shim.vm_id.clone(),
+        pid: shim.process.pid,
+        source,
+    })
+}
+
+fn signal(process: ProcessId) -> std::io::Result<()> {
+    use rustix::process::{Signal, pidfd_send_signal};
+    let Some(fd) = process.pidfd()? else {
+        return Ok(());
+    };
+    match pidfd_send_signal(&fd, Signal::TERM) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,83 @@
+//! The daemon: its address, its host, its end.
+
+use std::io;
+
+use fc_control::error::ControlError;
+use fc_control::host::{Host, Settings};
+use fc_control::service::service;
+use fc_control::socket::{ClaimError, Claimed};
+use fc_proto::ttrpc;
+use fc_proto::ttrpc::asynchronous::Server;
+use fc_proto::ttrpc::asynchronous::transport::Listener;
+use fc_rpc::incoming::{Connections, Incoming};
+use fc_vm::machine::chain;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::notify::notify;
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The runtime's configuration.
+    #[error(transparent)]
+    Config(#[from] fc_config::ConfigError),
+    /// An address.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The async runtime, a socket or a signal handler.
+    #[error("Cannot set up the daemon")]
+    Setup(#[source] io::Error),
+    /// The ttrpc server.
+    #[error("Cannot serve the control API")]
+    Server(#[from] ttrpc::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`DaemonError`].
+pub async fn run(settings: Settings) -> Result<(), DaemonError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Setup)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Setup)?;
+    let address = settings.config.control_address.clone();
+    let mut claimed = Claimed::new(&address).await?;
+    let host = Host::new(settings);
+    let _server = match claimed.listener() {
+        Some(listener) => Some(serve(listener, host.clone()).await?),
+        None => None,
+    };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        containerd = host.settings().containerd_address,
+        "Serving {}",
+        address.display()
+    );
+    notify("READY=1");
+    // After serving, so that a VM in a bad state delays nobody.
+    adopt(&host).await;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!("Got {name}; VMs go on");
+    notify("STOPPING=1");
+    Ok(())
+}
+
+async fn serve(listener: UnixListener, host: Host) -> Result<Server, DaemonError> {
+    let listener = listener.into_std().map_err(DaemonError::Setup)?;
+    let incoming = Incoming::new(listener, Connections::default()).map_err(DaemonError::Setup)?;
+    let mut server = Server::new()
+        .add_listener(Listener::new(incoming))
+        .register_service(service(host));
+    server.start().await?;
+    Ok(server)
+}
+
+async fn adopt(host: &Host) {
+    let adopted: Result<(), ControlError> = host.adopt().await;
+    if let Err(error) = adopted {
+        tracing::error!("VMs that run already are not watched: {}", chain(&error));
+    }
+}

@@ -1,0 +1,115 @@
+//! Shims that end by themselves: whatever one left when it was killed goes at once, and
+//! containerd is told that its VM is no more.
+
+use std::process::Child;
+
+use fc_proto::control::{TOPIC_VM_STOP, VMStop};
+use fc_rpc::events::envelope;
+use fc_vm::dir::VmDir;
+use fc_vm::list::{self, CleanUp};
+use fc_vm::machine::chain;
+use fc_vm::process::ProcessId;
+
+use crate::error::ControlError;
+use crate::host::{Host, blocking};
+use crate::log;
+
+/// See [`Host::adopt`].
+pub async fn adopt(host: &Host) -> Result<(), ControlError> {
+    for vm in host.list().await? {
+        let (namespace, vm_id) = (vm.dir.namespace(), vm.dir.vm_id());
+        match vm.shim() {
+            Some(shim) => {
+                tracing::info!(namespace, vmID = vm_id, pid = shim.pid, "Found a VM");
+                spawn(host, vm.dir, shim, None);
+            }
+            None => bury(host, vm.dir).await,
+        }
+    }
+    Ok(())
+}
+
+/// Watches a shim until it ends. `child`: the same as a child of this process, which is then reaped.
+pub fn spawn(host: &Host, dir: VmDir, shim: ProcessId, child: Option<Child>) {
+    let host = host.clone();
+    tokio::spawn(async move {
+        let log = host
+            .settings
+            .follow_logs
+            .then(|| tokio::spawn(log::follow(dir.clone())));
+        if let Err(error) = shim.ended().await {
+            let (namespace, vm_id) = (dir.namespace(), dir.vm_id());
+            tracing::error!(
+                namespace,
+                vmID = vm_id,
+                pid = shim.pid,
+                "Cannot watch the shim: {error}"
+            );
+            return;
+        }
+        if let Some(log) = log {
+            // Nobody else writes into it.
+            let _ = log.await;
+        }
+        reap(&dir, child);
+        bury(&host, dir).await;
+    });
+}
+
+fn reap(dir: &VmDir, child: Option<Child>) {
+    let (namespace, vm_id) = (dir.namespace(), dir.vm_id());
+    match child.map(|mut child| child.wait()) {
+        None => tracing::info!(namespace, vmID = vm_id, "The shim has ended"),
+        Some(Ok(status)) if status.success() => {
+            tracing::info!(namespace, vmID = vm_id, "The shim has ended");
+        }
+        Some(Ok(status)) => {
+            tracing::error!(namespace, vmID = vm_id, "The shim has ended: {status}");
+        }
+        Some(Err(error)) => {
+            tracing::error!(
+                namespace,
+                vmID = vm_id,
+                "The shim cannot be reaped: {error}"
+            );
+        }
+    }
+}
+
+/// Clears what is left of a VM whose shim is dead.
+async fn bury(host: &Host, dir: VmDir) {
+    let (namespace, vm_id) = (dir.namespace().to_owned(), dir.vm_id().to_owned());
+    let cleared = blocking(move || {
+        let base = dir.path().parent().unwrap_or(dir.path());
+        let found = list::find(base, dir.namespace(), dir.vm_id())?;
+        let had_vmm = found.is_some_and(|vm| vm.is_dead() && vm.vmm().is_some());
+        Ok((had_vmm, list::clean_up(&dir)?))
+    });
+    match cleared.await {
+        Ok((_, CleanUp::Nothing | CleanUp::Alive)) => {}
+        Ok((had_vmm, CleanUp::Done)) => {
+            tracing::warn!(
+                namespace,
+                vmID = vm_id,
+                "The shim had died; what it left is gone now"
+            );
+            if had_vmm {
+                stopped(host, &namespace, vm_id);
+            }
+        }
+        Err(error) => tracing::error!(namespace, vmID = vm_id, "{}", chain(&error)),
+    }
+}
+
+/// Says what the shim could not say any more. (Its tasks' ends are found by containerd itself, which
+/// calls `delete` for them.)
+fn stopped(host: &Host, namespace: &str, vm_id: String) {
+    let event = VMStop {
+        VMID: vm_id,
+        ..VMStop::default()
+    };
+    match envelope(namespace, TOPIC_VM_STOP, "VMStop", &event) {
+        Ok(event) => host.events.forward(event),
+        Err(error) => tracing::error!(namespace, "Event cannot be encoded: {error}"),
+    }
+}
