@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fc_client::ApiError;
 use fc_proto::ttrpc::{self, Code, get_status};
-use fc_vm::machine::{BootError, Console, SpecError, StopError, chain};
+use fc_vm::machine::{BootError, Class, Console, StopError, chain};
 
 use super::io::IoError;
 
@@ -72,7 +72,7 @@ pub enum CallError {
         /// Its id.
         vm_id: String,
         /// Why.
-        source: ForceReason,
+        source: StopError,
     },
     /// The VM was made without a balloon.
     #[error(
@@ -128,20 +128,6 @@ pub enum StartError {
     Stopped,
 }
 
-/// Why a VM was killed.
-#[derive(Debug, thiserror::Error)]
-pub enum ForceReason {
-    /// A paused guest cannot end itself.
-    #[error("It was paused")]
-    Paused,
-    /// The VMM says nothing about its VM.
-    #[error(transparent)]
-    Silent(Box<ApiError>),
-    /// The guest did not end in time.
-    #[error(transparent)]
-    Guest(#[from] StopError),
-}
-
 /// What a refusal of the VMM means for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -176,7 +162,7 @@ impl CallError {
             Self::Invalid(_) | Self::Identifier(_) => Code::INVALID_ARGUMENT,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Start(error) => match &**error {
-                StartError::Boot(error) => boot_code(error),
+                StartError::Boot(error) => class_code(error.class()),
                 StartError::Stopped => Code::UNAVAILABLE,
             },
             Self::NotCreated => Code::DEADLINE_EXCEEDED,
@@ -196,14 +182,14 @@ impl CallError {
     }
 }
 
-fn boot_code(error: &BootError) -> Code {
-    match error {
-        BootError::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
-        BootError::Spec(SpecError::Unsupported { .. }) => Code::UNIMPLEMENTED,
-        BootError::Spec(_) => Code::INVALID_ARGUMENT,
-        BootError::Kvm { source, .. } => boot_code(source),
-        BootError::Preflight(_) | BootError::Choose(_) => Code::FAILED_PRECONDITION,
-        _ => Code::INTERNAL,
+fn class_code(class: Class) -> Code {
+    match class {
+        Class::Invalid => Code::INVALID_ARGUMENT,
+        Class::Unsupported => Code::UNIMPLEMENTED,
+        Class::Precondition => Code::FAILED_PRECONDITION,
+        Class::Deadline => Code::DEADLINE_EXCEEDED,
+        Class::Unavailable => Code::UNAVAILABLE,
+        Class::Internal => Code::INTERNAL,
     }
 }
 
@@ -234,6 +220,7 @@ fn guest_text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fc_vm::machine::SpecError;
 
     fn status(error: CallError) -> (Code, String) {
         match error.into_rpc() {
@@ -272,6 +259,7 @@ mod tests {
         let timeout = BootError::TimedOut {
             vm_id: "a".into(),
             bound: std::time::Duration::from_secs(60),
+            during: "booting the guest",
             console: Console::default(),
         };
         let (code, text) = status(CallError::Start(Arc::new(timeout.into())));
@@ -286,7 +274,7 @@ mod tests {
         assert!(text.starts_with("failed to find VM \"a\""), "{text}");
         let forced = CallError::Forced {
             vm_id: "a".into(),
-            source: ForceReason::Paused,
+            source: StopError::Paused,
         };
         let forced = status(forced);
         assert_eq!(forced.0, Code::INTERNAL);

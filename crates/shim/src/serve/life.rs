@@ -6,6 +6,7 @@ use fc_proto::control::{CreateVMRequest, TOPIC_VM_START, VMStart};
 use fc_proto::guest::feature;
 use fc_vm::machine::{BootError, Machine, VmSpec, boot, host_is_intel};
 use fc_vm::state::State;
+use fc_vm::timeline::now_ns;
 
 use super::error::{CallError, StartError};
 use super::guest_events;
@@ -31,6 +32,7 @@ pub fn begin(shim: &Arc<Shim>, request: CreateVMRequest, origin: Origin) -> Resu
     if !shim.claim_creation() {
         return Err(CallError::CreatedAlready);
     }
+    let _ = shim.created.set(now_ns());
     tokio::spawn(live(Arc::clone(shim), request, origin));
     Ok(())
 }
@@ -60,6 +62,7 @@ async fn live(shim: Arc<Shim>, request: CreateVMRequest, origin: Origin) {
         ports: Ports::new(machine.vsock(), host_listens),
         machine,
     });
+    let _ = shim.came_up.set(now_ns());
     shim.set_phase(Phase::Running(Arc::clone(&running)));
     tokio::spawn(guest_events::follow(
         Arc::clone(&shim),
@@ -71,6 +74,8 @@ async fn live(shim: Arc<Shim>, request: CreateVMRequest, origin: Origin) {
 
 async fn start(shim: &Shim, request: &CreateVMRequest) -> Result<Machine, BootError> {
     let spec = VmSpec::new(&shim.config, request, host_is_intel())?;
+    // Set once: `start` runs once.
+    let _ = shim.spec.set(spec.clone());
     let mut state = State::load(&shim.dir)?.unwrap_or_else(|| State::new(&shim.dir));
     boot(
         &shim.dir,
@@ -78,7 +83,7 @@ async fn start(shim: &Shim, request: &CreateVMRequest) -> Result<Machine, BootEr
         spec,
         &mut state,
         &shim.timeline,
-        &fc_vm::machine::Progress::default(),
+        &shim.progress,
     )
     .await
 }

@@ -16,6 +16,7 @@ mod shim;
 mod signals;
 mod stop;
 mod tasks;
+mod vm_service;
 
 use std::sync::Arc;
 
@@ -94,7 +95,8 @@ async fn serve(inherited: Inherited, config: Config, log: Tail) -> Result<(), Se
         .register_service(service::TaskService::register(&shim));
     let mut control_server = Server::new()
         .add_listener(Listener::new(control))
-        .register_service(control::ControlService::register(&shim));
+        .register_service(control::ControlService::register(&shim))
+        .register_service(vm_service::VmService::register(&shim));
     task_server.start().await?;
     control_server.start().await?;
     shim.timeline.vm("shim_serving");

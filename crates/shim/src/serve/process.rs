@@ -70,6 +70,9 @@ impl Process {
 
     /// The process ended; later news of that are ignored.
     pub fn set_exit(&self, exit: Exit) -> bool {
+        if let Some(io) = lock(&self.io).as_ref() {
+            io.process_ended();
+        }
         self.exit.send_if_modified(|known| {
             let first = known.is_none();
             if first {

@@ -1,13 +1,13 @@
 //! The shim's state: its VM, its tasks, its queue of events.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fc_client::Tail;
 use fc_config::Config;
 use fc_rpc::events::Events;
 use fc_vm::dir::VmDir;
-use fc_vm::machine::{Console, Machine};
+use fc_vm::machine::{Console, Machine, Progress, VmSpec};
 use fc_vm::timeline::Timeline;
 use tokio::sync::{Notify, watch};
 
@@ -29,6 +29,14 @@ pub struct Shim {
     pub timeline: Timeline,
     /// The last lines of the shim's log.
     pub log: Tail,
+    /// What the VM's start has come to, its console and its VMM's log.
+    pub progress: Progress,
+    /// What the VM is to be, once somebody asked for one that can be.
+    pub spec: OnceLock<VmSpec>,
+    /// When somebody asked for the VM, in nanoseconds since 1970.
+    pub created: OnceLock<u64>,
+    /// When its agent answered, in nanoseconds since 1970.
+    pub came_up: OnceLock<u64>,
     /// Events on their way to containerd.
     pub events: Events,
     /// The VM's tasks.
@@ -73,6 +81,10 @@ impl Shim {
             rootfs: fc_rootfs::Rootfs::new(fc_rootfs::Settings::new(&config.image_cache_dir)),
             config,
             log,
+            progress: Progress::default(),
+            spec: OnceLock::new(),
+            created: OnceLock::new(),
+            came_up: OnceLock::new(),
             dir: dir.clone(),
             tasks: Tasks::default(),
             phase: watch::Sender::new(Phase::Waiting),
@@ -172,5 +184,25 @@ impl Shim {
         } else {
             running.machine.vmm_pid()
         }
+    }
+}
+
+#[cfg(test)]
+impl Shim {
+    /// A shim whose VM nobody asked for yet, without a containerd.
+    pub fn for_test() -> Arc<Self> {
+        let nowhere = std::path::Path::new("/nonexistent");
+        let dir = VmDir::new(nowhere, "ns", "vm").expect("valid names");
+        Self::new(
+            Config::default(),
+            &dir,
+            "/nonexistent/containerd.sock.ttrpc".to_owned(),
+            Tail::default(),
+        )
+    }
+
+    /// Its VM was given up before it ran.
+    pub fn fail_for_test(&self) {
+        self.set_phase(Phase::Failed(Arc::new(StartError::Stopped)));
     }
 }

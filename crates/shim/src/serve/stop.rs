@@ -3,17 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fc_client::api::InstanceState;
-use fc_client::{ApiError, VmmEnd};
+use fc_client::VmmEnd;
 use fc_proto::containerd::events::task::TaskExit;
 use fc_proto::control::{TOPIC_VM_STOP, VMStop};
 use fc_proto::protobuf::MessageField;
 use fc_proto::task::api::Status;
-use fc_vm::machine::{Machine, chain};
+use fc_vm::machine::chain;
 use fc_vm::state;
-use tokio::time::Instant;
 
-use super::error::{CallError, ForceReason, StartError};
+use super::error::{CallError, StartError};
 use super::life::Origin;
 use super::process::{Exit, Process};
 use super::shim::{Phase, Running, Shim};
@@ -53,11 +51,11 @@ pub async fn stop(shim: &Shim, bound: Duration) -> Result<(), CallError> {
             shim.cancel_start();
             // It may have come up in this moment.
             match shim.vm().await {
-                Ok(running) => end(&running.machine, bound).await,
+                Ok(running) => running.machine.stop(bound).await,
                 Err(_) => Ok(()),
             }
         }
-        Phase::Running(running) => end(&running.machine, bound).await,
+        Phase::Running(running) => running.machine.stop(bound).await,
         Phase::Failed(_) | Phase::Gone(_) => Ok(()),
     };
     shim.gone().await;
@@ -73,24 +71,6 @@ pub async fn discard(shim: &Shim) {
     if let Err(error) = stop(shim, Duration::ZERO).await {
         tracing::debug!("{}", chain(&error));
     }
-}
-
-/// Ends a machine through its guest, if that can be; else kills it.
-async fn end(machine: &Machine, bound: Duration) -> Result<(), ForceReason> {
-    let deadline = Instant::now() + bound;
-    match machine.vmm().describe_instance().await {
-        Ok(info) if info.state == InstanceState::Paused => {
-            machine.kill().await?;
-            return Err(ForceReason::Paused);
-        }
-        Ok(_) | Err(ApiError::VmmGone { .. }) => {}
-        Err(error) => {
-            machine.kill().await?;
-            return Err(ForceReason::Silent(error.into()));
-        }
-    }
-    let left = deadline.saturating_duration_since(Instant::now());
-    Ok(machine.stop(left).await?)
 }
 
 /// Whether a VM that ends with its last task has none; it takes no more tasks then.

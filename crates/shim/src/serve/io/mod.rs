@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use output::Watched;
 use target::{Input, Output};
 pub use wire::Ports;
 use wire::Wire;
@@ -117,13 +118,20 @@ impl Prepared {
     pub fn start(self, first_output: impl Fn() + Send + Sync + 'static) -> ProcessIo {
         let close_stdin = Arc::new(Notify::new());
         let progress = watch::Sender::new(0);
+        let ended = watch::Sender::new(false);
         let mut outputs = JoinSet::new();
         let first_output = Arc::new(first_output);
         for (output, wire) in self.outputs {
             let progress = progress.clone();
             let first_output = Arc::clone(&first_output);
+            let ended = ended.subscribe();
             outputs.spawn(async move {
-                if let Err(error) = output::copy(wire, output, &progress, &*first_output).await {
+                let watched = Watched {
+                    progress: &progress,
+                    ended,
+                    first_output: &*first_output,
+                };
+                if let Err(error) = output::copy(wire, output, watched).await {
                     tracing::warn!("Output stream: {}", fc_vm::machine::chain(&error));
                 }
             });
@@ -143,6 +151,7 @@ impl Prepared {
             outputs,
             close_stdin,
             progress,
+            ended,
         }
     }
 }
@@ -155,12 +164,18 @@ pub struct ProcessIo {
     close_stdin: Arc<Notify>,
     /// Bytes copied so far.
     progress: watch::Sender<u64>,
+    ended: watch::Sender<bool>,
 }
 
 impl ProcessIo {
     /// Lets stdin end after what is in it now.
     pub fn close_stdin(&self) {
         self.close_stdin.notify_one();
+    }
+
+    /// The process has ended: what is left of its output is taken from the guest at once.
+    pub fn process_ended(&self) {
+        self.ended.send_replace(true);
     }
 
     /// Waits until all output of an ended process has reached the host's side. Output that

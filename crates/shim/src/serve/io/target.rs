@@ -1,10 +1,11 @@
 //! The host's side of a stream.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
 use super::IoError;
@@ -48,6 +49,16 @@ impl Output {
         open()
             .map(Some)
             .map_err(|source| IoError::Open { path, source })
+    }
+}
+
+impl Output {
+    /// Writes some of `bytes`, which wait for the reader of a FIFO.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Fifo(fifo) => fifo.write(bytes).await,
+            Self::File(file) => file.write(bytes),
+        }
     }
 }
 

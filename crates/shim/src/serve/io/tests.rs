@@ -93,6 +93,30 @@ async fn output_that_nobody_reads_is_given_up() {
     assert!(writer.await.unwrap().is_err());
 }
 
+/// More than a FIFO and a Unix socket hold; the guest gets rid of it before anybody reads.
+#[tokio::test]
+async fn what_an_ended_process_said_waits_for_a_stalled_reader() {
+    let fixture = Fixture::new();
+    let stdio = Stdio {
+        stdout: fixture.fifo("out"),
+        ..Stdio::default()
+    };
+    let prepared = Prepared::new(&stdio, &fixture.ports).unwrap();
+    let port = prepared.ports[1];
+    let io = prepared.start(|| {});
+    let mut guest = fixture.guest_connects(port).await;
+    let data: Vec<u8> = (0..500_000).map(|i: u32| i.to_le_bytes()[1]).collect();
+    let (all, ()) = tokio::join!(guest.write_all(&data), async {
+        tokio::task::yield_now().await;
+        io.process_ended();
+    });
+    all.unwrap();
+    drop(guest);
+    let client = reader(&fixture.path("out"));
+    io.finish().await;
+    assert!(client.join().unwrap() == data);
+}
+
 #[tokio::test]
 async fn stdin_ends_with_its_last_writer_or_with_close() {
     for close in [false, true] {
