@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::api::{
     Action, ActionType, Balloon, BalloonStatistics, BalloonStatisticsUpdate, BalloonUpdate,
-    BootSource, Drive, DriveUpdate, Entropy, FirecrackerVersion, InstanceInfo, Logger,
-    MachineConfig, Metrics, MmdsConfig, NetworkInterface, NetworkInterfaceUpdate, VmState,
+    BootSource, Drive, DriveUpdate, Entropy, FirecrackerVersion, InstanceInfo, InstanceState,
+    Logger, MachineConfig, Metrics, MmdsConfig, NetworkInterface, NetworkInterfaceUpdate, VmState,
     VmUpdate, Vsock,
 };
 use crate::client::BOOT_BOUND;
@@ -54,8 +54,6 @@ macro_rules! calls {
 }
 
 calls! {
-    /// Which VMM this is, and what its VM does.
-    describe_instance: GET "/" -> InstanceInfo;
     /// The VMM's version.
     version: GET "/version" -> FirecrackerVersion;
     /// The VM's whole configuration, as `--config-file` takes it.
@@ -100,11 +98,20 @@ calls! {
     put_logger: PUT "/logger", Logger;
     /// Sets where the VMM's metrics go.
     put_metrics: PUT "/metrics", Metrics;
-    /// Pauses or resumes a booted VM.
-    patch_vm: PATCH "/vm", VmUpdate;
 }
 
+/// Calls after which the VM's state is known, for later errors.
 impl Client {
+    /// Which VMM this is, and what its VM does.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn describe_instance(&self) -> Result<InstanceInfo, ApiError> {
+        let info: InstanceInfo = self.get("/").await?;
+        self.note(info.state);
+        Ok(info)
+    }
+
     /// Has something done once.
     ///
     /// # Errors
@@ -116,7 +123,25 @@ impl Client {
         };
         let body = Action { action_type };
         self.send(hyper::Method::PUT, "/actions".to_owned(), &body, bound)
-            .await
+            .await?;
+        if action_type == ActionType::InstanceStart {
+            self.note(InstanceState::Running);
+        }
+        Ok(())
+    }
+
+    /// Pauses or resumes a booted VM.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn patch_vm(&self, update: &VmUpdate) -> Result<(), ApiError> {
+        self.send(hyper::Method::PATCH, "/vm".to_owned(), update, self.bound())
+            .await?;
+        self.note(match update.state {
+            VmState::Paused => InstanceState::Paused,
+            VmState::Resumed => InstanceState::Running,
+        });
+        Ok(())
     }
 
     /// Boots the guest. Bounded by [`BOOT_BOUND`], or by the client's bound if that is longer.

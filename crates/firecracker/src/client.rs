@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,14 +33,16 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// Speaks with one VMM. Clones share the connection, which is made when it is needed and kept.
 ///
-/// Calls are made one after the other, as the VMM serves them; each has a bound of its own that starts when its turn
-/// comes. A call whose future is dropped may still take effect.
+/// Calls are made one after the other, as the VMM serves them. Each has a bound, once for waiting until it is its turn
+/// and once for the call. A call whose future is dropped may still take effect.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
     bound: Duration,
     exit: Option<Exit>,
     connection: Arc<Mutex<Option<Connection>>>,
+    /// What the VM was doing when last heard of.
+    state: Arc<std::sync::Mutex<Option<InstanceState>>>,
 }
 
 type Connection = SendRequest<Full<Bytes>>;
@@ -55,6 +57,7 @@ impl Client {
             bound: DEFAULT_BOUND,
             exit: None,
             connection: Arc::default(),
+            state: Arc::default(),
         }
     }
 
@@ -69,6 +72,16 @@ impl Client {
     pub(crate) fn with_exit(mut self, exit: Exit) -> Self {
         self.exit = Some(exit);
         self
+    }
+
+    /// What the VM was doing when a call last told; errors show it.
+    pub(crate) fn last_state(&self) -> Option<InstanceState> {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what a call told of the VM's state.
+    pub(crate) fn note(&self, state: InstanceState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
     }
 
     pub(crate) fn bound(&self) -> Duration {
@@ -114,7 +127,7 @@ impl Client {
                 state: if path == "/" {
                     None
                 } else {
-                    self.state().await
+                    self.ask_state().await
                 },
                 call,
             });
@@ -127,12 +140,14 @@ impl Client {
         };
         serde_json::from_slice(json).map_err(|source| ApiError::BadAnswer {
             call,
+            state: self.last_state(),
             answer: text::excerpt(&answer),
             source,
         })
     }
 
-    async fn state(&self) -> Option<InstanceState> {
+    /// What the VM is doing, if the VMM says so.
+    async fn ask_state(&self) -> Option<InstanceState> {
         let get = call(&Method::GET, "/");
         let (status, answer) = self
             .exchange(&get, Method::GET, Bytes::new(), self.bound)
@@ -141,9 +156,9 @@ impl Client {
         if !status.is_success() {
             return None;
         }
-        serde_json::from_slice::<InstanceInfo>(&answer)
-            .ok()
-            .map(|info| info.state)
+        let info = serde_json::from_slice::<InstanceInfo>(&answer).ok()?;
+        self.note(info.state);
+        Some(info.state)
     }
 
     /// Sends a request and takes the answer, whatever it says.
@@ -154,7 +169,14 @@ impl Client {
         body: Bytes,
         bound: Duration,
     ) -> Result<(StatusCode, Bytes), ApiError> {
-        let mut kept = self.connection.lock().await;
+        let Ok(mut kept) = timeout(bound, self.connection.lock()).await else {
+            let error = ApiError::Busy {
+                call: call.clone(),
+                bound,
+                state: self.last_state(),
+            };
+            return Err(self.explain(call, error, Duration::ZERO).await);
+        };
         let exchange = async {
             // Taken out, so that a connection in an unknown state is not used again.
             let mut connection = match kept.take() {
@@ -165,7 +187,7 @@ impl Client {
                 },
                 None => self.connect(call).await?,
             };
-            let answer = talk(&mut connection, call, method, body).await?;
+            let answer = self.talk(&mut connection, call, method, body).await?;
             *kept = Some(connection);
             Ok(answer)
         };
@@ -178,6 +200,7 @@ impl Client {
                 let error = ApiError::TimedOut {
                     call: call.clone(),
                     bound,
+                    state: self.last_state(),
                 };
                 Err(self.explain(call, error, Duration::ZERO).await)
             }
@@ -193,16 +216,50 @@ impl Client {
         let stream = fc_vsock::unix::connect(&self.socket)
             .await
             .map_err(refused)?;
-        let (connection, driver) =
-            http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|source| ApiError::Transport {
-                    call: call.clone(),
-                    source,
-                })?;
+        let (connection, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| self.transport(call, source))?;
         // It ends with the connection, and its error is also the call's.
         tokio::spawn(async { driver.await.unwrap_or_default() });
         Ok(connection)
+    }
+
+    /// Sends a request on `connection` and takes the answer.
+    async fn talk(
+        &self,
+        connection: &mut Connection,
+        call: &Call,
+        method: Method,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ApiError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(&call.path)
+            .header(header::HOST, "localhost")
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body));
+        let request = request.expect("method, escaped path and headers are valid");
+        let response = connection.send_request(request).await;
+        let response = response.map_err(|source| self.transport(call, source))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await;
+        let body = body.map_err(|source| ApiError::BadBody {
+            call: call.clone(),
+            state: self.last_state(),
+            source,
+        })?;
+        Ok((status, body.to_bytes()))
+    }
+
+    fn transport(&self, call: &Call, source: hyper::Error) -> ApiError {
+        ApiError::Transport {
+            call: call.clone(),
+            state: self.last_state(),
+            source,
+        }
     }
 
     /// `error`, or the end of the process if that is what was behind it.
@@ -215,44 +272,12 @@ impl Client {
         match end {
             Some(end) => ApiError::VmmGone {
                 call: call.clone(),
+                state: self.last_state(),
                 end,
             },
             None => error,
         }
     }
-}
-
-async fn talk(
-    connection: &mut Connection,
-    call: &Call,
-    method: Method,
-    body: Bytes,
-) -> Result<(StatusCode, Bytes), ApiError> {
-    let request = Request::builder()
-        .method(method)
-        .uri(&call.path)
-        .header(header::HOST, "localhost")
-        .header(header::ACCEPT, "application/json")
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(body));
-    let request = request.expect("method, escaped path and headers are valid");
-    let response =
-        connection
-            .send_request(request)
-            .await
-            .map_err(|source| ApiError::Transport {
-                call: call.clone(),
-                source,
-            })?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER)
-        .collect()
-        .await;
-    let body = body.map_err(|source| ApiError::BadBody {
-        call: call.clone(),
-        source,
-    })?;
-    Ok((status, body.to_bytes()))
 }
 
 fn call(method: &Method, path: &str) -> Call {

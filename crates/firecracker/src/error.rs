@@ -23,11 +23,11 @@ impl fmt::Display for Call {
     }
 }
 
-/// Why a call failed.
+/// Why a call failed. What the VM was doing is shown behind the call: `PATCH /vm (VM running)`.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// The VMM answered that it will not or cannot do it.
-    #[error("The VMM refused {call}{}: {fault_message}", Context(*status, *state))]
+    #[error("The VMM refused {call}{}: {fault_message}", Context(Some(*status), *state))]
     Refused {
         /// The call.
         call: Call,
@@ -49,26 +49,42 @@ pub enum ApiError {
         source: io::Error,
     },
     /// The VMM did not answer in time. Whether it did what it was asked to is not known.
-    #[error("The VMM did not answer {call} within {bound:?}")]
+    #[error("The VMM did not answer {call}{} within {bound:?}", Context(None, *state))]
     TimedOut {
         /// The call.
         call: Call,
         /// How long was waited.
         bound: Duration,
+        /// What the VM was doing when it was last heard of; `None` if that is not known.
+        state: Option<InstanceState>,
+    },
+    /// Other calls took so long that this one was not made.
+    #[error("The VMM was busy with other calls for {bound:?}, so {call}{} was not made", Context(None, *state))]
+    Busy {
+        /// The call.
+        call: Call,
+        /// How long was waited.
+        bound: Duration,
+        /// What the VM was doing when it was last heard of; `None` if that is not known.
+        state: Option<InstanceState>,
     },
     /// The VMM's process ended, before or during the call.
-    #[error("The VMM was gone at {call}: {end}")]
+    #[error("The VMM was gone at {call}{}: {end}", Context(None, *state))]
     VmmGone {
         /// The call.
         call: Call,
+        /// What the VM was doing when it was last heard of; `None` if that is not known.
+        state: Option<InstanceState>,
         /// How it ended.
         end: VmmEnd,
     },
     /// The connection failed, and the VMM still runs as far as is known.
-    #[error("The connection to the VMM failed during {call}")]
+    #[error("The connection to the VMM failed during {call}{}", Context(None, *state))]
     Transport {
         /// The call.
         call: Call,
+        /// What the VM was doing when it was last heard of; `None` if that is not known.
+        state: Option<InstanceState>,
         /// The HTTP client's error.
         source: hyper::Error,
     },
@@ -81,18 +97,22 @@ pub enum ApiError {
         source: serde_json::Error,
     },
     /// The answer is larger than any answer of the API.
-    #[error("The VMM's answer to {call} is too long or broken off")]
+    #[error("The VMM's answer to {call}{} is too long or broken off", Context(None, *state))]
     BadBody {
         /// The call.
         call: Call,
+        /// What the VM was doing when it was last heard of; `None` if that is not known.
+        state: Option<InstanceState>,
         /// The HTTP client's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The answer is not what the API describes.
-    #[error("The VMM's answer to {call} makes no sense: {answer:?}")]
+    #[error("The VMM's answer to {call}{} makes no sense: {answer:?}", Context(None, *state))]
     BadAnswer {
         /// The call.
         call: Call,
+        /// What the VM was doing when it was last heard of; `None` if that is not known.
+        state: Option<InstanceState>,
         /// The start of the answer.
         answer: String,
         /// The decoder's error.
@@ -100,14 +120,16 @@ pub enum ApiError {
     },
 }
 
-/// When a refusal happened.
-struct Context(u16, Option<InstanceState>);
+/// What is known of a call's circumstances, in brackets behind it: the answer's status and the VM's state.
+struct Context(Option<u16>, Option<InstanceState>);
 
 impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self(status, Some(state)) => write!(f, " (status {status}, VM {state})"),
-            Self(status, None) => write!(f, " (status {status})"),
+            Self(Some(status), Some(state)) => write!(f, " (status {status}, VM {state})"),
+            Self(Some(status), None) => write!(f, " (status {status})"),
+            Self(None, Some(state)) => write!(f, " (VM {state})"),
+            Self(None, None) => Ok(()),
         }
     }
 }

@@ -155,3 +155,42 @@ async fn calls_are_bounded_and_recover() {
     let _server = Server::start(&socket, move |_| (200, version));
     client.version().await.expect("the new VMM's version");
 }
+
+#[tokio::test]
+async fn what_is_not_answered_says_what_the_vm_was_doing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("api.sock");
+    let _server = Server::start(&socket, |request| match request {
+        "GET /vm/config" => (0, ""),
+        "GET /balloon" => (200, "nonsense"),
+        _ => (204, ""),
+    });
+    let bound = Duration::from_millis(200);
+    let client = Client::new(&socket).with_bound(bound);
+    let text = client.vm_config().await.expect_err("silence").to_string();
+    assert_eq!(text, "The VMM did not answer GET /vm/config within 200ms");
+    client.start_instance().await.expect("start");
+    let text = client.vm_config().await.expect_err("silence").to_string();
+    assert_eq!(
+        text,
+        "The VMM did not answer GET /vm/config (VM running) within 200ms"
+    );
+    client.pause().await.expect("pause");
+    let text = client.get_balloon().await.expect_err("no JSON").to_string();
+    assert_eq!(
+        text,
+        "The VMM's answer to GET /balloon (VM paused) makes no sense: \"nonsense\""
+    );
+    client.resume().await.expect("resume");
+
+    // A call waits no longer for its turn than it would for its answer.
+    let patient = client.clone().with_bound(Duration::from_secs(60));
+    let config = tokio::spawn(async move { patient.vm_config().await });
+    tokio::task::yield_now().await;
+    let text = client.pause().await.expect_err("no turn").to_string();
+    assert_eq!(
+        text,
+        "The VMM was busy with other calls for 200ms, so PATCH /vm (VM running) was not made"
+    );
+    config.abort();
+}

@@ -222,9 +222,9 @@ async fn a_vmm_that_dies_during_a_call_is_told() {
     assert_eq!(end.last_output, ["dying"]);
     assert_eq!(end.last_log, ["2026 [vm:main:ERROR] bad guest"]);
     assert!(
-        error
-            .to_string()
-            .starts_with("The VMM was gone at GET /: the VMM ended with signal: 6")
+        error.to_string().starts_with(
+            "The VMM was gone at GET / (VM not started): the VMM ended with signal: 6"
+        )
     );
 }
 
