@@ -8,14 +8,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use crate::cache::{Cache, CacheError, TEMPORARY};
 use crate::erofs::RootAttributes;
-use crate::program;
+use crate::mkfs::{self, MkfsError};
 use crate::{DISK_UPPER, DISK_WORK};
 
 const MIB: u64 = 1 << 20;
@@ -40,7 +39,7 @@ impl Disk {
     /// Makes a disk of `size` bytes at `path`, whose upper directory looks like `root`.
     pub(crate) fn create(
         cache: &Cache,
-        mkfs: &Path,
+        program: &Path,
         path: &Path,
         size: u64,
         root: RootAttributes,
@@ -60,7 +59,7 @@ impl Disk {
         let template = cache.entry(
             &name,
             |file| Ok(file.metadata()?.len() == size),
-            |file| format(mkfs, file, &name, size, root),
+            |file| format(program, file, &name, size, root),
         )?;
         let copied = File::options()
             .write(true)
@@ -86,42 +85,27 @@ impl Drop for Disk {
 }
 
 fn format(
-    mkfs: &Path,
+    program: &Path,
     file: &Path,
     name: &str,
     size: u64,
     root: RootAttributes,
 ) -> Result<(), DiskError> {
-    let mkfs = program::find(mkfs).ok_or_else(|| DiskError::NotFound(mkfs.into()))?;
+    let program = mkfs::find(program, "e2fsprogs")?;
     let content = content(file, name, root).map_err(|error| DiskError::Copy(file.into(), error))?;
     File::options()
         .write(true)
         .open(file)
         .and_then(|file| file.set_len(size))
         .map_err(|error| DiskError::Copy(file.into(), error))?;
-    let end = Command::new(&mkfs)
-        .args(["-q", "-F", "-m", "0", "-b", "4096"])
-        // The disk does not outlive its container, and a guest that crashes takes the container with it.
-        .args(["-O", "^has_journal,^resize_inode"])
-        // A new file reads as zeros: neither mkfs nor, later, the guest's kernel needs to clear the inode tables.
-        .args([
-            "-E",
-            "lazy_itable_init=1,assume_storage_prezeroed=1,nodiscard",
-        ])
-        .arg("-d")
-        .arg(content.path())
-        .arg(file)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| DiskError::Program(mkfs.clone(), error))?;
-    if end.status.success() {
-        return Ok(());
-    }
-    Err(DiskError::Failed {
-        program: mkfs,
-        status: end.status,
-        output: program::last_lines(&end.stderr),
-    })
+    // The disk does not outlive its container, and a guest that crashes takes the container with it.
+    let features = "^has_journal,^resize_inode";
+    Ok(mkfs::run(&mut mkfs::ext4(
+        &program,
+        features,
+        file,
+        content.path(),
+    ))?)
 }
 
 /// A directory that looks as the disk shall, next to `file`.
@@ -200,22 +184,9 @@ pub enum DiskError {
     /// More bytes than a file can have.
     #[error("A disk of {0} bytes is too large")]
     TooLarge(u64),
-    /// There is no such program.
-    #[error("The program {0:?} is not in PATH; install e2fsprogs")]
-    NotFound(PathBuf),
-    /// The program cannot be executed.
-    #[error("The program {0:?} cannot be run")]
-    Program(PathBuf, #[source] io::Error),
-    /// mkfs.ext4 failed.
-    #[error("{program:?} ended with {status} (e2fsprogs 1.47 or newer is needed): {output}")]
-    Failed {
-        /// Its path.
-        program: PathBuf,
-        /// How it ended.
-        status: ExitStatus,
-        /// What it wrote.
-        output: String,
-    },
+    /// It could not be formatted.
+    #[error(transparent)]
+    Format(#[from] MkfsError),
     /// A file cannot be written.
     #[error("The disk {0:?} cannot be written")]
     Copy(PathBuf, #[source] io::Error),

@@ -5,6 +5,7 @@
 //! - `cache`: files made once and shared by all VMs of the host.
 //! - `merge`: many layers become one read-only EROFS image.
 //! - `disk`: a container's own writable ext4 disk.
+//! - [`mkfs`]: the programs that make filesystems in files, for other crates too.
 //!
 //! Nothing here knows of VMs, drives or guests. Everything a caller gets
 //! ([`Image`], [`Disk`]) owns its file: dropping it gives the file up.
@@ -15,8 +16,8 @@ mod erofs;
 mod layers;
 mod loop_mount;
 mod merge;
+pub mod mkfs;
 mod mounts;
-mod program;
 mod sparse;
 
 use std::path::{Path, PathBuf};

@@ -9,19 +9,17 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Instant;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
-use rustix::process::{Signal, chdir, set_parent_process_death_signal};
+use rustix::process::chdir;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::layers::{Layer, Layers, identity};
 use crate::loop_mount;
-use crate::program;
+use crate::mkfs::{self, MkfsError};
 use crate::sparse;
 
 /// Most layers that overlayfs takes (`OVL_MAX_STACK`).
@@ -41,8 +39,8 @@ pub(crate) struct Merger {
 impl Merger {
     /// `program` is a path or a name to look up in PATH; `mount_point` an existing directory.
     pub(crate) fn new(program: &Path, mount_point: &Path) -> Result<Merger, MergeError> {
-        let program = program::find(program).ok_or_else(|| MergeError::NotFound(program.into()))?;
-        let unreadable = |error| MergeError::Program(program.clone(), error);
+        let program = mkfs::find(program, "erofs-utils")?;
+        let unreadable = |error| MkfsError::Program(program.clone(), error);
         // The file's identity stands for its version: asking it would cost a process each time.
         let metadata = fs::metadata(&program).map_err(unreadable)?;
         let identity = format!(
@@ -92,7 +90,12 @@ impl Merger {
         self.enter_namespace().map_err(MergeError::Namespace)?;
         mount_layers(layers)?;
         let holes = sparse::has_holes(Path::new(MERGED)).map_err(MergeError::Read)?;
-        self.run(holes, output)
+        Ok(mkfs::run(&mut mkfs::erofs(
+            &self.program,
+            holes,
+            output,
+            Path::new(MERGED),
+        ))?)
     }
 
     /// Gives this thread mounts of its own and an empty tmpfs as working directory.
@@ -108,35 +111,6 @@ impl Merger {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("tmpfs", &self.mount_point, "tmpfs", flags, c"mode=0700")?;
         Ok(chdir(&self.mount_point)?)
-    }
-
-    fn run(&self, holes: bool, output: &Path) -> Result<(), MergeError> {
-        let mut command = Command::new(&self.program);
-        command
-            .arg("--quiet")
-            .arg("--preserve-mtime")
-            .arg("-U00000000-0000-0000-0000-000000000000");
-        if holes {
-            // Only chunked files can have holes; their index costs the guest some speed.
-            command.arg("--chunksize=4096");
-        }
-        command.arg(output).arg(MERGED);
-        command.stdin(Stdio::null());
-        // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
-        unsafe {
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
-        }
-        let end = command
-            .output()
-            .map_err(|error| MergeError::Program(self.program.clone(), error))?;
-        if end.status.success() {
-            return Ok(());
-        }
-        Err(MergeError::Failed {
-            program: self.program.clone(),
-            status: end.status,
-            output: program::last_lines(&[end.stdout, end.stderr].concat()),
-        })
     }
 }
 
@@ -182,22 +156,9 @@ fn mount_layers(layers: &Layers) -> Result<(), MergeError> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergeError {
-    /// There is no such program.
-    #[error("The program {0:?} is not in PATH; install erofs-utils")]
-    NotFound(PathBuf),
-    /// The program cannot be executed.
-    #[error("The program {0:?} cannot be run")]
-    Program(PathBuf, #[source] io::Error),
-    /// The program failed.
-    #[error("{program:?} ended with {status}: {output}")]
-    Failed {
-        /// Its path.
-        program: PathBuf,
-        /// How it ended.
-        status: ExitStatus,
-        /// The last lines it wrote.
-        output: String,
-    },
+    /// mkfs.erofs is missing or failed.
+    #[error(transparent)]
+    Mkfs(#[from] MkfsError),
     /// More layers than the kernel merges; holds their number.
     #[error(
         "The rootfs has {0} layers; overlayfs merges at most {MAX_LAYERS}, so the image has to be flattened"

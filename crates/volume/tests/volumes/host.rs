@@ -1,0 +1,158 @@
+//! A host with files to mount, and mounts that nobody else sees.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use fc_volume::{CopySettings, Prepared, Request, VolumeError, VolumeFiles, Volumes};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use serde_json::{Value, json};
+
+pub const MIB: u64 = 1 << 20;
+
+/// Whether the machine lets us; says so if not.
+pub fn possible() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: mounting needs root");
+        return false;
+    }
+    for (program, package) in [("mkfs.erofs", "erofs-utils"), ("mkfs.ext4", "e2fsprogs")] {
+        if Command::new(program).output().is_err() {
+            println!("SKIPPED: {program} is missing; install {package}");
+            return false;
+        }
+    }
+    true
+}
+
+/// Runs `work` with mounts of its own, which are gone afterwards.
+pub fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: NEWNS leaves file descriptors alone, and the thread uses absolute paths only.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private).unwrap();
+            work()
+        });
+        thread.join().unwrap()
+    })
+}
+
+/// Runs a shell script that must succeed; gives what it prints.
+pub fn sh(script: &str, dir: &Path) -> String {
+    let end = Command::new("sh")
+        .args(["-euc", script])
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    let complaint = String::from_utf8_lossy(&end.stderr);
+    assert!(end.status.success(), "{script}: {complaint}");
+    String::from_utf8(end.stdout).unwrap()
+}
+
+/// A temporary directory; its subdirectory `vm` is for the container's files.
+pub struct Host {
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    pub fn new() -> Host {
+        let host = Host {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir(host.path("vm")).unwrap();
+        host
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs a script in it.
+    pub fn sh(&self, script: &str) -> String {
+        sh(script, self.dir.path())
+    }
+
+    pub fn request(&self) -> Request {
+        Request {
+            guest_dir: "/container/c".into(),
+            guest_paths: vec!["/data".into()],
+            files: VolumeFiles {
+                copies: self.path("vm/c.copies"),
+                writable_copies: self.path("vm/c.writable"),
+                writable_size: 64 * MIB,
+            },
+        }
+    }
+
+    /// Prepares the mounts, with room for 1 MiB of copies.
+    pub async fn prepare(
+        &self,
+        mounts: &Value,
+        annotation: Option<&str>,
+    ) -> Result<Prepared, VolumeError> {
+        let spec = spec(mounts, annotation);
+        volumes().prepare(&spec, &self.request()).await
+    }
+
+    /// Names of the container's files.
+    pub fn files(&self) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.path("vm"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Runs a script with the `number`-th drive mounted as its working directory.
+    pub fn in_drive(&self, prepared: &Prepared, number: usize, script: &str) -> String {
+        let drive = &prepared.drives()[number];
+        let target = self.path("mounted");
+        fs::create_dir_all(&target).unwrap();
+        let access = if drive.read_only { "ro" } else { "rw" };
+        in_namespace(|| {
+            let end = Command::new("mount")
+                .args(["-n", "-t", &drive.fstype, "-o", &format!("loop,{access}")])
+                .args([&drive.host_path, &target])
+                .output()
+                .unwrap();
+            let complaint = String::from_utf8_lossy(&end.stderr);
+            assert!(end.status.success(), "{complaint}");
+            sh(script, &target)
+        })
+    }
+}
+
+pub fn volumes() -> Volumes {
+    Volumes::new(CopySettings::new(MIB))
+}
+
+pub fn spec(mounts: &Value, annotation: Option<&str>) -> Vec<u8> {
+    let mut spec = json!({"mounts": mounts});
+    if let Some(value) = annotation {
+        spec["annotations"] = json!({fc_volume::COPY_ANNOTATION: value});
+    }
+    spec.to_string().into_bytes()
+}
+
+/// The mounts that the guest gets.
+pub fn guest_mounts(prepared: &Prepared) -> Value {
+    let spec: Value = serde_json::from_slice(prepared.spec()).unwrap();
+    spec["mounts"].clone()
+}
+
+/// An error with all its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,5 @@
+//! Mounts of a container's spec become drives, with real mkfs programs and real mounts.
+
+mod copies;
+mod host;
+mod images;
