@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::error::ControlError;
 use crate::host::{Host, Settings, Shim, blocking, detached, validate};
+use crate::log::LastWords;
 use crate::{stop, watch};
 
 /// How much longer than its own bound a shim may take to say that a start took too long.
@@ -54,7 +55,7 @@ async fn create(
         process: launched.shim,
         control: launched.control_socket,
     };
-    watch::spawn(&host, dir.clone(), launched.shim, launched.child);
+    let words = watch::spawn(&host, dir.clone(), launched.shim, launched.child);
     if return_when_launched {
         return Ok(known_by_now(&dir));
     }
@@ -72,7 +73,23 @@ async fn create(
     };
     match answer {
         Ok(info) => Ok(response(info)),
-        Err(error) => Err(stop::join(error, stop::gone(&shim, dir).await)),
+        Err(error) => {
+            let gone = stop::gone(&shim, dir).await;
+            Err(stop::join(cause(error, &words).await, gone))
+        }
+    }
+}
+
+/// A shim that died before it could say why said it in its log.
+async fn cause(error: ControlError, words: &LastWords) -> ControlError {
+    match error {
+        ControlError::NotFound { vm_id, .. } | ControlError::Lost { vm_id, .. } => {
+            ControlError::Died {
+                vm_id,
+                words: words.after_end().await,
+            }
+        }
+        error => error,
     }
 }
 
@@ -110,11 +127,7 @@ fn order(settings: &Settings, namespace: &str, request: CreateVMRequest) -> Laun
         ttrpc_address: settings.ttrpc_address.clone(),
         program: settings.shim.clone(),
         config: settings.config_path.clone(),
-        log: if settings.follow_logs {
-            ShimLog::Fifo
-        } else {
-            ShimLog::Discard
-        },
+        log: ShimLog::Fifo,
         debug: settings.debug,
         request: Some(request),
     }

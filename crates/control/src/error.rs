@@ -70,6 +70,16 @@ pub enum ControlError {
         /// How the connection broke.
         source: ttrpc::Error,
     },
+    /// The VM's shim ended before the VM ran, and not because of the VM.
+    #[error(
+        "The shim of VM {vm_id:?} ended before the VM ran; the last line of its log: {words:?}"
+    )]
+    Died {
+        /// Id of the VM.
+        vm_id: String,
+        /// The last line of its log; empty if there was none.
+        words: String,
+    },
     /// What the VM's shim answered.
     #[error("{}", .0.message)]
     Shim(ttrpc::Status),
@@ -156,6 +166,7 @@ impl ControlError {
             Self::Launch(_)
             | Self::Look(_)
             | Self::CleanUp(_)
+            | Self::Died { .. }
             | Self::Process { .. }
             | Self::Panicked => Code::INTERNAL,
         }

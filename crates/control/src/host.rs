@@ -46,8 +46,6 @@ pub struct Settings {
     pub shim: PathBuf,
     /// Whether shims log at debug level whatever the configuration says.
     pub debug: bool,
-    /// Whether shims' logs go to this process's log; otherwise they are discarded.
-    pub follow_logs: bool,
 }
 
 impl Settings {
@@ -62,7 +60,6 @@ impl Settings {
             ttrpc_address: format!("{containerd_address}.ttrpc"),
             shim: shim_program(),
             debug: false,
-            follow_logs: false,
         }
     }
 }

@@ -55,7 +55,8 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<(), DaemonError> {
     let loaded = match &args.config {
-        Some(path) => Config::load_from(path)?,
+        // The shims read it too, from directories of their own.
+        Some(path) => Config::load_from(&std::path::absolute(path).map_err(DaemonError::Setup)?)?,
         None => Config::load()?,
     };
     init_log(loaded.config.log_levels.runtime(args.debug));
@@ -75,7 +76,6 @@ fn settings(args: Args, loaded: Loaded) -> Settings {
     let mut settings = Settings::new(loaded.config, &args.containerd_address);
     settings.config_path = Some(loaded.path);
     settings.debug = args.debug;
-    settings.follow_logs = true;
     if let Some(address) = args.containerd_ttrpc_address {
         settings.ttrpc_address = address;
     }

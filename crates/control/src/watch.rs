@@ -12,7 +12,7 @@ use fc_vm::process::ProcessId;
 
 use crate::error::ControlError;
 use crate::host::{Host, blocking};
-use crate::log;
+use crate::log::{self, LastWords};
 
 /// See [`Host::adopt`].
 pub async fn adopt(host: &Host) -> Result<(), ControlError> {
@@ -21,7 +21,7 @@ pub async fn adopt(host: &Host) -> Result<(), ControlError> {
         match vm.shim() {
             Some(shim) => {
                 tracing::info!(namespace, vmID = vm_id, pid = shim.pid, "Found a VM");
-                spawn(host, vm.dir, shim, None);
+                let _ = spawn(host, vm.dir, shim, None);
             }
             None => bury(host, vm.dir).await,
         }
@@ -29,14 +29,12 @@ pub async fn adopt(host: &Host) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// Watches a shim until it ends. `child`: the same as a child of this process, which is then reaped.
-pub fn spawn(host: &Host, dir: VmDir, shim: ProcessId, child: Option<Child>) {
+/// Watches a shim until it ends, and its log. `child`: the same as a child of this process, which is then reaped.
+pub fn spawn(host: &Host, dir: VmDir, shim: ProcessId, child: Option<Child>) -> LastWords {
+    let words = LastWords::default();
+    let log = tokio::spawn(log::follow(dir.clone(), words.clone()));
     let host = host.clone();
     tokio::spawn(async move {
-        let log = host
-            .settings
-            .follow_logs
-            .then(|| tokio::spawn(log::follow(dir.clone())));
         if let Err(error) = shim.ended().await {
             let (namespace, vm_id) = (dir.namespace(), dir.vm_id());
             tracing::error!(
@@ -47,13 +45,14 @@ pub fn spawn(host: &Host, dir: VmDir, shim: ProcessId, child: Option<Child>) {
             );
             return;
         }
-        if let Some(log) = log {
-            // Nobody else writes into it.
-            let _ = log.await;
-        }
-        reap(&dir, child);
+        // First what is left of the VM: containerd is about to look for it too.
+        let ended = (dir.clone(), child);
         bury(&host, dir).await;
+        // Its end is read when the last writer, the shim, is gone.
+        let _ = log.await;
+        reap(&ended.0, ended.1);
     });
+    words
 }
 
 fn reap(dir: &VmDir, child: Option<Child>) {
