@@ -13,6 +13,7 @@
 mod cache;
 mod disk;
 mod erofs;
+mod import;
 mod layers;
 mod loop_mount;
 mod merge;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use crate::cache::Cache;
 pub use crate::cache::{CacheError, Image};
 pub use crate::disk::{Disk, DiskError};
+pub use crate::import::{ImportError, Imported, TarError, import_upper};
 pub use crate::layers::LayerError;
 use crate::layers::Layers;
 pub use crate::merge::MergeError;

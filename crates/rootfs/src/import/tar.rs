@@ -1,0 +1,438 @@
+//! Reading the tar stream in which a guest sends what a container wrote.
+//!
+//! The guest is not trusted, so nothing is believed: every length has a bound before memory is taken for it,
+//! and what is not understood ends the reading. Understood are POSIX ustar headers, pax records
+//! (POSIX.1-2017, "pax Interchange Format", with `SCHILY.xattr` for extended attributes) and sparse files in
+//! GNU tar's old format.
+
+use std::io::{self, Read};
+
+/// Unit of everything in the stream.
+const BLOCK: usize = 512;
+/// Most bytes of the pax records of one entry: a path, a link target, and 64 KiB of attributes with room.
+const MAX_RECORDS: u64 = 256 << 10;
+/// Most pieces of one sparse file.
+const MAX_PIECES: usize = 4096;
+/// Longest path or link target (`PATH_MAX`).
+const MAX_PATH: usize = 4096;
+
+/// An entry without its data.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) path: Vec<u8>,
+    pub(super) kind: Kind,
+    /// Permissions with setuid, setgid and sticky bit.
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Seconds since 1970 and nanoseconds.
+    pub(super) mtime: (i64, u32),
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    #[default]
+    Directory,
+    /// A file of `size` bytes, zeros except in the pieces, whose data follows.
+    File {
+        size: u64,
+        pieces: Vec<Piece>,
+    },
+    Symlink(Vec<u8>),
+    /// Another name of an earlier entry.
+    HardLink(Vec<u8>),
+    /// A character device with this number.
+    CharacterDevice {
+        major: u32,
+        minor: u32,
+    },
+    /// A block device, FIFO or socket: of no interest.
+    Other,
+}
+
+/// A part of a file that has data, in bytes. Pieces are in order and do not overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+}
+
+/// What is wrong with a stream.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TarError {
+    /// The connection.
+    #[error("The stream cannot be read")]
+    Read(#[source] io::Error),
+    /// It ends before the end of the archive.
+    #[error("The stream ends early")]
+    Truncated,
+    /// Not a header.
+    #[error("The stream holds something other than a tar header: {0}")]
+    Header(&'static str),
+    /// More than anything sensible needs.
+    #[error("The stream's {what} is larger than {limit}")]
+    TooLong {
+        /// What.
+        what: &'static str,
+        /// In bytes or pieces.
+        limit: u64,
+    },
+}
+
+/// Reads entries one after another.
+#[derive(Debug)]
+pub(super) struct Reader<R> {
+    input: R,
+    /// Data of the current entry that was not read yet, and the padding after it.
+    left: u64,
+    padding: u64,
+}
+
+impl<R: Read> Reader<R> {
+    pub(super) fn new(input: R) -> Self {
+        Self {
+            input,
+            left: 0,
+            padding: 0,
+        }
+    }
+
+    /// The next entry; `None` at the end of the archive. Data of the last one must have been read.
+    pub(super) fn next(&mut self) -> Result<Option<Entry>, TarError> {
+        self.skip()?;
+        let mut records = Records::default();
+        loop {
+            let block = self.block()?;
+            if block.iter().all(|byte| *byte == 0) {
+                // Two such blocks end an archive; what follows is nobody's business.
+                return Ok(None);
+            }
+            let header = Header::check(&block)?;
+            if header.kind() == b'x' {
+                records = self.records(header.number(124, 12)?)?;
+                continue;
+            }
+            return self.entry(&header, records).map(Some);
+        }
+    }
+
+    /// Reads the current entry's data.
+    pub(super) fn data(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
+        let room = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        if room == 0 {
+            return Ok(0);
+        }
+        loop {
+            match self.input.read(&mut buffer[..room]) {
+                Ok(0) => return Err(TarError::Truncated),
+                Ok(count) => {
+                    self.left -= count as u64;
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(TarError::Read(error)),
+            }
+        }
+    }
+
+    fn entry(&mut self, header: &Header<'_>, records: Records) -> Result<Entry, TarError> {
+        let size = match records.size {
+            Some(size) => size,
+            None => header.number(124, 12)?,
+        };
+        let path = records.path.unwrap_or_else(|| header.name());
+        let target = records.target.unwrap_or_else(|| header.text(157, 100));
+        let number = |given: Option<u32>, start| match given {
+            Some(number) => Ok(number),
+            None => header.small(start, 8),
+        };
+        let kind = match header.kind() {
+            b'5' => Kind::Directory,
+            b'0' | 0 => {
+                let all = Piece {
+                    offset: 0,
+                    length: size,
+                };
+                self.expect(size);
+                Kind::File {
+                    size,
+                    pieces: vec![all],
+                }
+            }
+            b'S' => {
+                let kind = self.sparse(header, size)?;
+                self.expect(size);
+                kind
+            }
+            b'1' => Kind::HardLink(target),
+            b'2' => Kind::Symlink(target),
+            b'3' => Kind::CharacterDevice {
+                major: header.small(329, 8)?,
+                minor: header.small(337, 8)?,
+            },
+            b'4' | b'6' => Kind::Other,
+            _ => return Err(TarError::Header("an entry of an unknown kind")),
+        };
+        if path.len() > MAX_PATH {
+            return Err(too_long("path", MAX_PATH as u64));
+        }
+        let mtime = match records.mtime {
+            Some(mtime) => mtime,
+            None => (
+                i64::try_from(header.number(136, 12)?).unwrap_or(i64::MAX),
+                0,
+            ),
+        };
+        Ok(Entry {
+            path,
+            kind,
+            mode: header.small(100, 8)? & 0o7777,
+            uid: number(records.uid, 108)?,
+            gid: number(records.gid, 116)?,
+            mtime,
+            xattrs: records.xattrs,
+        })
+    }
+
+    /// The map of a sparse file of which `stored` bytes follow.
+    fn sparse(&mut self, header: &Header<'_>, stored: u64) -> Result<Kind, TarError> {
+        let size = header.number(483, 12)?;
+        let mut pieces = Vec::new();
+        header.pieces(386, 4, &mut pieces)?;
+        let mut more = header.0[482] != 0;
+        while more {
+            if pieces.len() > MAX_PIECES {
+                return Err(too_long(
+                    "list of a sparse file's pieces",
+                    MAX_PIECES as u64,
+                ));
+            }
+            let block = self.block()?;
+            Header(&block).pieces(0, 21, &mut pieces)?;
+            more = block[504] != 0;
+        }
+        let mut end = 0;
+        let mut sum = 0_u64;
+        for piece in &pieces {
+            let bad = TarError::Header("a sparse file whose pieces do not fit");
+            let Some(next) = piece.offset.checked_add(piece.length) else {
+                return Err(bad);
+            };
+            if piece.offset < end || next > size {
+                return Err(bad);
+            }
+            end = next;
+            // Cannot overflow: the pieces lie side by side below `size`.
+            sum += piece.length;
+        }
+        if sum != stored {
+            return Err(TarError::Header(
+                "a sparse file whose pieces are not its data",
+            ));
+        }
+        Ok(Kind::File { size, pieces })
+    }
+
+    fn records(&mut self, length: u64) -> Result<Records, TarError> {
+        if length > MAX_RECORDS {
+            return Err(too_long("extended header", MAX_RECORDS));
+        }
+        self.expect(length);
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            let count = self.data(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            bytes.extend_from_slice(&buffer[..count]);
+        }
+        self.skip()?;
+        Records::parse(&bytes)
+    }
+
+    fn expect(&mut self, size: u64) {
+        self.left = size;
+        let over = size % BLOCK as u64;
+        self.padding = if over == 0 { 0 } else { BLOCK as u64 - over };
+    }
+
+    /// Reads what is left of the current entry.
+    fn skip(&mut self) -> Result<(), TarError> {
+        let mut buffer = [0; 4096];
+        while self.left > 0 {
+            self.data(&mut buffer)?;
+        }
+        self.left = std::mem::take(&mut self.padding);
+        while self.left > 0 {
+            self.data(&mut buffer)?;
+        }
+        Ok(())
+    }
+
+    fn block(&mut self) -> Result<[u8; BLOCK], TarError> {
+        let mut block = [0; BLOCK];
+        match self.input.read_exact(&mut block) {
+            Ok(()) => Ok(block),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(TarError::Truncated),
+            Err(error) => Err(TarError::Read(error)),
+        }
+    }
+}
+
+fn too_long(what: &'static str, limit: u64) -> TarError {
+    TarError::TooLong { what, limit }
+}
+
+/// What a pax header says about the entry that follows it.
+#[derive(Debug, Default)]
+struct Records {
+    path: Option<Vec<u8>>,
+    target: Option<Vec<u8>>,
+    size: Option<u64>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    mtime: Option<(i64, u32)>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Records {
+    fn parse(mut bytes: &[u8]) -> Result<Self, TarError> {
+        let bad = || TarError::Header("a malformed extended header");
+        let mut records = Self::default();
+        while !bytes.is_empty() {
+            // `<length> <key>=<value>\n`, where the length counts itself too.
+            let blank = bytes.iter().take(8).position(|byte| *byte == b' ');
+            let blank = blank.ok_or_else(bad)?;
+            let length: usize = parse(&bytes[..blank]).ok_or_else(bad)?;
+            if length <= blank + 1 || length > bytes.len() || bytes[length - 1] != b'\n' {
+                return Err(bad());
+            }
+            let (record, rest) = bytes.split_at(length);
+            bytes = rest;
+            let record = &record[blank + 1..length - 1];
+            let equals = record.iter().position(|byte| *byte == b'=');
+            let (key, value) = record.split_at(equals.ok_or_else(bad)?);
+            let value = &value[1..];
+            match key {
+                b"path" => records.path = Some(value.to_vec()),
+                b"linkpath" => records.target = Some(value.to_vec()),
+                b"size" => records.size = Some(parse(value).ok_or_else(bad)?),
+                b"uid" => records.uid = Some(parse(value).ok_or_else(bad)?),
+                b"gid" => records.gid = Some(parse(value).ok_or_else(bad)?),
+                b"mtime" => records.mtime = Some(time(value).ok_or_else(bad)?),
+                _ => {
+                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                        records.xattrs.push((name.to_vec(), value.to_vec()));
+                    }
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+fn parse<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// A decimal number of seconds, perhaps negative, perhaps with a fraction.
+fn time(value: &[u8]) -> Option<(i64, u32)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    if fraction.len() > 9 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let nanoseconds: u32 = format!("{fraction:0<9}").parse().ok()?;
+    if text.starts_with('-') && nanoseconds > 0 {
+        // The kernel counts nanoseconds upwards also before 1970.
+        return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds));
+    }
+    Some((seconds, nanoseconds))
+}
+
+struct Header<'a>(&'a [u8; BLOCK]);
+
+impl<'a> Header<'a> {
+    fn check(block: &'a [u8; BLOCK]) -> Result<Self, TarError> {
+        let header = Self(block);
+        // Counted with blanks in its own place.
+        let others = block[..148].iter().chain(&block[156..]);
+        let sum = others.map(|byte| u64::from(*byte)).sum::<u64>() + 8 * u64::from(b' ');
+        if header.number(148, 8)? != sum {
+            return Err(TarError::Header("a wrong checksum"));
+        }
+        Ok(header)
+    }
+
+    fn kind(&self) -> u8 {
+        self.0[156]
+    }
+
+    fn text(&self, start: usize, length: usize) -> Vec<u8> {
+        let field = &self.0[start..start + length];
+        let end = field.iter().position(|byte| *byte == 0).unwrap_or(length);
+        field[..end].to_vec()
+    }
+
+    /// The path, whose first part may be in a field of its own in POSIX headers.
+    fn name(&self) -> Vec<u8> {
+        let name = self.text(0, 100);
+        let prefix = self.text(345, 155);
+        if &self.0[257..263] == b"ustar\0" && !prefix.is_empty() {
+            return [&prefix, &b"/"[..], &name].concat();
+        }
+        name
+    }
+
+    /// Octal digits, or GNU's binary form.
+    fn number(&self, start: usize, length: usize) -> Result<u64, TarError> {
+        let bad = TarError::Header("a malformed number");
+        let field = &self.0[start..start + length];
+        if field[0] & 0x80 != 0 {
+            let (high, low) = field.split_at(length - 8);
+            if high.iter().skip(1).any(|byte| *byte != 0) || field[0] != 0x80 {
+                return Err(bad);
+            }
+            let low = low.try_into().map_err(|_| bad)?;
+            return Ok(u64::from_be_bytes(low));
+        }
+        let digits = field.iter().filter(|byte| !matches!(byte, 0 | b' '));
+        let mut number = 0_u64;
+        for digit in digits {
+            if !(b'0'..=b'7').contains(digit) {
+                return Err(bad);
+            }
+            // Twelve digits of three bits.
+            number = number << 3 | u64::from(digit - b'0');
+        }
+        Ok(number)
+    }
+
+    fn small(&self, start: usize, length: usize) -> Result<u32, TarError> {
+        let number = self.number(start, length)?;
+        u32::try_from(number).map_err(|_| TarError::Header("a number that is too large"))
+    }
+
+    fn pieces(&self, start: usize, count: usize, pieces: &mut Vec<Piece>) -> Result<(), TarError> {
+        for index in 0..count {
+            let at = start + 24 * index;
+            // Unused ones are empty.
+            if self.0[at..at + 24].iter().all(|byte| *byte == 0) {
+                break;
+            }
+            pieces.push(Piece {
+                offset: self.number(at, 12)?,
+                length: self.number(at + 12, 12)?,
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "tar_tests.rs"]
+pub(super) mod tests;
