@@ -26,6 +26,8 @@ pub struct Subject {
     pub name: &'static str,
     /// Its binary, or why there is none.
     pub binary: Result<PathBuf, String>,
+    /// Its version as it tells it; empty without a binary.
+    pub version: String,
     /// What it boots, or why it cannot here.
     pub guest: Result<GuestFiles, String>,
 }
@@ -67,11 +69,7 @@ impl Subject {
                 .unwrap_or_default(),
         }
         .join("firecracker-tcg");
-        Self {
-            name: "firecracker-tcg",
-            binary: existing(&binary),
-            guest: emulated_guest(),
-        }
+        Self::new("firecracker-tcg", existing(&binary), emulated_guest())
     }
 
     /// The machine's `firecracker`.
@@ -81,12 +79,31 @@ impl Subject {
             Some(path) => existing(Path::new(&path)),
             None => Err("FIRECRACKER_BIN names no firecracker".into()),
         };
+        Self::new("firecracker", binary, real_guest())
+    }
+
+    fn new(
+        name: &'static str,
+        binary: Result<PathBuf, String>,
+        guest: Result<GuestFiles, String>,
+    ) -> Self {
+        let version = binary.as_deref().map(version).unwrap_or_default();
         Self {
-            name: "firecracker",
+            name,
             binary,
-            guest: real_guest(),
+            version,
+            guest,
         }
     }
+}
+
+/// `Firecracker v1.15.1` is what the first line says; that it does is for a case to find out.
+fn version(binary: &Path) -> String {
+    let output = Command::new(binary).arg("--version").output();
+    let text = output.map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
+    let text = text.unwrap_or_default();
+    let word = text.lines().next().and_then(|line| line.split(' ').nth(1));
+    word.unwrap_or_default().trim_start_matches('v').to_owned()
 }
 
 fn emulated_guest() -> Result<GuestFiles, String> {

@@ -11,6 +11,9 @@
 //! - `noreplace-smp` is added: the kernel otherwise rewrites its own code for a single processor, which takes
 //!   a tenth of what is left of that time, for locked instructions that cost an emulator of one processor nothing.
 //!
+//! - `nosoftlockup` and `rcupdate.rcu_cpu_stall_suppress=1` are added: the guest's time goes on while it is paused,
+//!   which its watchdogs would take for a lockup. Firecracker tells its guests of a pause through kvmclock.
+//!
 //! `reboot=k` stays as it is: the machine has an i8042 controller, as Firecracker's has.
 
 /// Kernel arguments used when a boot source names none (API description, `BootSource.boot_args`).
@@ -40,24 +43,24 @@ pub struct BootArgs {
 /// Why a command line is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BootArgsError {
-    /// Longer than the kernel and Firecracker accept.
+    /// Longer than Firecracker accepts, before anything is added.
+    #[error("Invalid cmdline capacity provided.")]
+    Capacity,
+    /// Longer than the kernel accepts, with what is added.
     #[error("Command line too large: {0} bytes, at most {max} are allowed.", max = MAX_SIZE - 1)]
     TooLarge(usize),
-    /// A character outside printable ASCII.
-    #[error("Invalid ASCII string: character {0:?} is not printable ASCII.")]
-    NotPrintable(char),
+    /// It ends in the middle for a kernel.
+    #[error("Null terminator detected in the command line structure.")]
+    Nul,
 }
 
-/// Checks what Firecracker checks when a boot source is configured.
+/// Checks what Firecracker checks when a boot source is configured: the length, and no character.
 ///
 /// # Errors
-/// Too long, or not printable ASCII.
+/// Too long.
 pub fn check(args: &str) -> Result<(), BootArgsError> {
-    if let Some(bad) = args.chars().find(|c| !(' '..='~').contains(c)) {
-        return Err(BootArgsError::NotPrintable(bad));
-    }
     if args.len() >= MAX_SIZE {
-        return Err(BootArgsError::TooLarge(args.len()));
+        return Err(BootArgsError::Capacity);
     }
     Ok(())
 }
@@ -66,7 +69,7 @@ pub fn check(args: &str) -> Result<(), BootArgsError> {
 /// words are added before `--`, after which everything belongs to init.
 ///
 /// # Errors
-/// The result is longer than [`MAX_SIZE`].
+/// The result is longer than [`MAX_SIZE`], or has a NUL.
 pub fn rewrite(
     args: &str,
     root: Option<Root<'_>>,
@@ -95,12 +98,15 @@ pub fn rewrite(
     }
 
     let no_timer = "there is no timer to calibrate the TSC against";
+    let pause = "a pause is no lockup";
     let slow = "what it turns off is slow under emulation";
     for (key, value, why) in [
         ("tsc_early_khz=", tsc_khz.to_string(), no_timer),
         ("tsc=", "reliable".to_owned(), no_timer),
         ("cryptomgr.notests", String::new(), slow),
         ("noreplace-smp", String::new(), slow),
+        ("nosoftlockup", String::new(), pause),
+        ("rcupdate.rcu_cpu_stall_suppress=", "1".to_owned(), pause),
     ] {
         if words.iter().any(|word| word.starts_with(key)) {
             continue;
@@ -112,6 +118,9 @@ pub fn rewrite(
 
     words.extend(for_init);
     let cmdline = words.join(" ");
+    if cmdline.contains('\0') {
+        return Err(BootArgsError::Nul);
+    }
     if cmdline.len() >= MAX_SIZE {
         return Err(BootArgsError::TooLarge(cmdline.len()));
     }
@@ -141,9 +150,10 @@ mod tests {
         assert_eq!(
             made.cmdline,
             "console=ttyS0 reboot=k panic=1 pci=off nomodules rw pci=off root=/dev/vda ro \
-             tsc_early_khz=2596152 tsc=reliable cryptomgr.notests noreplace-smp"
+             tsc_early_khz=2596152 tsc=reliable cryptomgr.notests noreplace-smp \
+             nosoftlockup rcupdate.rcu_cpu_stall_suppress=1"
         );
-        assert_eq!(made.changes.len(), 5);
+        assert_eq!(made.changes.len(), 7);
     }
 
     #[test]
@@ -155,7 +165,7 @@ mod tests {
         assert_eq!(
             cmdline("a", Some(root)),
             "a pci=off root=PARTUUID=0eaa91a0-01 rw tsc_early_khz=2600000 tsc=reliable \
-             cryptomgr.notests noreplace-smp"
+             cryptomgr.notests noreplace-smp nosoftlockup rcupdate.rcu_cpu_stall_suppress=1"
         );
     }
 
@@ -166,7 +176,8 @@ mod tests {
                 "tsc=unstable  tsc_early_khz=1 cryptomgr.notests=0 -- noapic x",
                 None
             ),
-            "tsc=unstable tsc_early_khz=1 cryptomgr.notests=0 pci=off noreplace-smp -- noapic x"
+            "tsc=unstable tsc_early_khz=1 cryptomgr.notests=0 pci=off noreplace-smp nosoftlockup \
+             rcupdate.rcu_cpu_stall_suppress=1 -- noapic x"
         );
     }
 
@@ -177,10 +188,10 @@ mod tests {
 
     #[test]
     fn limits() {
-        assert_eq!(check("a\tb"), Err(BootArgsError::NotPrintable('\t')));
-        assert_eq!(check("ä"), Err(BootArgsError::NotPrintable('ä')));
-        assert_eq!(check(&"a".repeat(2048)), Err(BootArgsError::TooLarge(2048)));
+        assert_eq!(check("a\tb ä \0"), Ok(()));
+        assert_eq!(check(&"a".repeat(2048)), Err(BootArgsError::Capacity));
         assert_eq!(check(&"a".repeat(2047)), Ok(()));
+        assert_eq!(rewrite("a\0b", None, 1), Err(BootArgsError::Nul));
         assert!(rewrite(&"a".repeat(2047), None, 1).is_err());
     }
 }

@@ -50,6 +50,12 @@ pub struct Cli {
     /// Largest body of an API request, in bytes.
     #[arg(long, default_value_t = DEFAULT_PAYLOAD_LIMIT)]
     pub http_api_max_payload_size: usize,
+    /// Path to a JSON file with the first content of the metadata's data store.
+    #[arg(long)]
+    pub metadata: Option<PathBuf>,
+    /// Largest content of the metadata's data store, in bytes of JSON; that of a request's body unless given.
+    #[arg(long)]
+    pub mmds_size_limit: Option<usize>,
     /// Print Firecracker's version whose API this follows, and our own.
     #[arg(long)]
     pub version: bool,
@@ -76,12 +82,6 @@ pub struct Cli {
     /// Refused: there is no boot timer device.
     #[arg(long)]
     pub boot_timer: bool,
-    /// Refused: there is no MMDS.
-    #[arg(long)]
-    pub metadata: Option<PathBuf>,
-    /// Refused: there is no MMDS.
-    #[arg(long)]
-    pub mmds_size_limit: Option<usize>,
     /// Refused: the guest has no PCI bus.
     #[arg(long)]
     pub enable_pci: bool,
@@ -134,12 +134,6 @@ impl Cli {
                 self.boot_timer,
                 "--boot-timer",
                 "there is no boot timer device",
-            ),
-            (self.metadata.is_some(), "--metadata", "there is no MMDS"),
-            (
-                self.mmds_size_limit.is_some(),
-                "--mmds-size-limit",
-                "there is no MMDS",
             ),
             (self.enable_pci, "--enable-pci", "the guest has no PCI bus"),
             (

@@ -14,10 +14,17 @@ pub enum Exit {
     ArgParsing = 153,
     /// SIGHUP arrived.
     Hangup = 156,
+    /// What makes Firecracker panic: a bad id or number on the command line, or a file named there that cannot be
+    /// read. The process ends by SIGABRT; the number is what shells make of that.
+    Aborted = 134,
 }
 
-impl From<Exit> for std::process::ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+impl Exit {
+    /// Ends the process.
+    pub fn now(self) -> ! {
+        match self {
+            Self::Aborted => std::process::abort(),
+            _ => std::process::exit(i32::from(self as u8)),
+        }
     }
 }

@@ -5,11 +5,12 @@ use std::io;
 
 use crate::boot_args::BootArgsError;
 use crate::kernel_image::KernelImageError;
+use crate::mmds::{MmdsConfigFault, MmdsFault};
 use crate::model::{MacAddress, MachineConfigError};
 use crate::qemu::QemuError;
 
-/// A failed request: HTTP status 400 and this text as `fault_message`, but for [`Fault::PayloadTooLarge`] in a body of
-/// its own kind.
+/// A failed request: HTTP status 400, or 413 for [`Fault::MmdsLimitExceeded`], and this text as `fault_message`, but for
+/// [`Fault::PayloadTooLarge`] in a body of its own kind.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Fault {
@@ -22,8 +23,8 @@ pub enum Fault {
     IdMismatch,
     #[error("The id from the path [{path}] does not match the id from the body [{body}]!")]
     InterfaceIdMismatch { path: String, body: String },
-    #[error("Unrecognized GET request path `{0}`.")]
-    UnknownGetPath(String),
+    #[error("Unrecognized {method} request path `{path}`.")]
+    UnknownPath { method: &'static str, path: String },
     #[error("Invalid request method and/or path: {method} {path}.")]
     InvalidPathMethod { method: String, path: String },
     #[error("GET request cannot have a body.")]
@@ -66,6 +67,12 @@ pub enum Fault {
     Logger(#[source] io::Error),
     #[error("Metrics error: Cannot initialize the metrics system due to bad user input: {0}")]
     Metrics(String),
+    #[error("MMDS error: {0}")]
+    Mmds(#[source] MmdsFault),
+    #[error("MMDS limit exceeded error: {0}")]
+    MmdsLimitExceeded(#[source] MmdsFault),
+    #[error("MMMDS config error: {0}")]
+    MmdsConfig(#[from] MmdsConfigFault),
     #[error("Start microvm error: {0}")]
     Start(#[from] StartFault),
     #[error("Internal VMM error: {0}")]
@@ -74,6 +81,15 @@ pub enum Fault {
     BalloonRead(#[source] BalloonDeviceFault),
     #[error("Internal VMM error: Metrics error: {0}")]
     FlushMetrics(#[source] io::Error),
+}
+
+impl From<MmdsFault> for Fault {
+    fn from(fault: MmdsFault) -> Self {
+        match fault {
+            MmdsFault::LimitExceeded => Self::MmdsLimitExceeded(fault),
+            MmdsFault::NotInitialized => Self::Mmds(fault),
+        }
+    }
 }
 
 /// `PUT /boot-source`.
@@ -228,6 +244,8 @@ pub enum StartFault {
     TooManyDevices { count: usize, room: usize },
     #[error("Cannot prepare the vsock device: {0}")]
     Vsock(#[source] VsockFault),
+    #[error("Cannot watch the vsock device: {0}")]
+    WatchVsock(#[source] io::Error),
     #[error("{0}")]
     Qemu(#[from] QemuError),
 }

@@ -9,6 +9,7 @@
 //! - [`controller`]: what is allowed when; [`resources`], [`drive`], [`interface`], [`tap`], [`vsock`]: the configuration
 //!   before the start.
 //! - [`machine`], [`console`]: the running guest; [`qemu`]: the process behind it.
+//! - [`mmds`]: the metadata's data store.
 //! - [`limit`], [`relay`]: rate limiters of network interfaces. [`readiness`]: descriptors in the event loop.
 //! - [`boot_args`], [`tsc`], [`kernel_image`], [`initrd`]: what QEMU needs that Firecracker does not.
 //!
@@ -30,6 +31,7 @@ pub mod limit;
 pub mod logger;
 pub mod machine;
 pub mod metrics;
+pub mod mmds;
 pub mod model;
 pub mod qemu;
 pub mod readiness;

@@ -1,5 +1,5 @@
 //! The `firecracker-tcg` program; see the library `fc_tcg`.
 
-fn main() -> std::process::ExitCode {
-    fc_tcg::run::main().into()
+fn main() {
+    fc_tcg::run::main().now();
 }

@@ -16,6 +16,7 @@ use crate::cli::{Cli, CliError};
 use crate::controller::{Controller, FIRECRACKER_VERSION, GuestEnd};
 use crate::exit::Exit;
 use crate::fault::Fault;
+use crate::mmds::{Mmds, MmdsFault};
 use crate::model::{MetricsConfig, VmConfig};
 use crate::{jail, logger, metrics, tsc};
 
@@ -38,10 +39,22 @@ enum RunError {
         #[source]
         error: io::Error,
     },
+    #[error("Unable to open or read from the mmds content file {path}: {error}", path = path.display())]
+    ReadMetadata {
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    #[error("MMDS error: metadata provided not valid json: {0}")]
+    ParseMetadata(#[source] serde_json::Error),
+    #[error("Populating MMDS from file failed: {0}.")]
+    Metadata(#[source] MmdsFault),
     #[error("Configuration for VMM from one single json failed: Invalid JSON: {0}")]
     ParseConfig(#[source] serde_json::Error),
     #[error("Could not Start MicroVM from one single json: {0}")]
     StartFromConfig(#[source] Fault),
+    #[error("The vsock device has failed, the guest's connections are lost: {0}")]
+    Vsock(String),
     #[error("QEMU failed: {0}")]
     Qemu(#[source] crate::qemu::QemuError),
     #[error("Shutting down VM after intercepting SIGHUP.")]
@@ -53,6 +66,10 @@ impl RunError {
         match self {
             Self::Arguments(CliError::Level(_)) => Exit::BadConfiguration,
             Self::Arguments(CliError::NotOffered { .. }) => Exit::ArgParsing,
+            Self::Arguments(CliError::IdLength(_) | CliError::IdCharacter(..))
+            | Self::ReadConfig { .. }
+            | Self::ReadMetadata { .. }
+            | Self::ParseMetadata(_) => Exit::Aborted,
             Self::Hangup => Exit::Hangup,
             _ => Exit::Generic,
         }
@@ -71,6 +88,8 @@ pub fn main() -> Exit {
             drop(error.print());
             return match error.kind() {
                 ErrorKind::DisplayHelp => Exit::Ok,
+                // A number that is none.
+                ErrorKind::ValueValidation => Exit::Aborted,
                 _ => Exit::ArgParsing,
             };
         }
@@ -159,7 +178,8 @@ fn raise_descriptor_limit() {
 async fn serve(cli: &Cli, start: tsc::Mark) -> Result<(), RunError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::EventLoop)?;
     let (ended, mut end) = mpsc::channel(1);
-    let controller = Arc::new(Mutex::new(Controller::new(cli.id.clone(), start, ended)));
+    let controller = Controller::new(cli.id.clone(), metadata(cli)?, start, ended);
+    let controller = Arc::new(Mutex::new(controller));
     let server = match cli.no_api {
         true => None,
         false => Some(Server::bind(&cli.api_sock, cli.http_api_max_payload_size)?),
@@ -192,6 +212,22 @@ async fn serve(cli: &Cli, start: tsc::Mark) -> Result<(), RunError> {
     }
 }
 
+/// The data store with its first content.
+fn metadata(cli: &Cli) -> Result<Mmds, RunError> {
+    let limit = cli.mmds_size_limit;
+    let mut mmds = Mmds::new(limit.unwrap_or(cli.http_api_max_payload_size));
+    if let Some(path) = &cli.metadata {
+        let text = std::fs::read_to_string(path).map_err(|error| RunError::ReadMetadata {
+            path: path.clone(),
+            error,
+        })?;
+        let value = serde_json::from_str(&text).map_err(RunError::ParseMetadata)?;
+        mmds.put(value).map_err(RunError::Metadata)?;
+        log::info!("Successfully added metadata to mmds from file");
+    }
+    Ok(mmds)
+}
+
 async fn flush_metrics(controller: &Mutex<Controller>) -> Infallible {
     let mut ticks = tokio::time::interval(metrics::PERIOD);
     loop {
@@ -204,9 +240,13 @@ async fn flush_metrics(controller: &Mutex<Controller>) -> Infallible {
 
 /// Tells how the guest ended. Reset, power-off and panic all end the VMM with success, as in Firecracker.
 fn finish(guest: GuestEnd) -> Result<(), RunError> {
-    let panic = guest.console.finish();
-    if !guest.qemu.success() {
-        return Err(RunError::Qemu(guest.qemu.into()));
+    let (end, console) = match guest {
+        GuestEnd::Qemu { end, console } => (end, console),
+        GuestEnd::Vsock(reason) => return Err(RunError::Vsock(reason)),
+    };
+    let panic = console.finish();
+    if !end.success() {
+        return Err(RunError::Qemu(end.into()));
     }
     match panic {
         Some(line) => log::error!("The guest panicked: {line}"),

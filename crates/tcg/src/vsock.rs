@@ -11,7 +11,6 @@ use fc_vhost_vsock::{DeviceEnd, VsockConfig as DeviceConfig, VsockDevice, VsockE
 use tokio::io::Interest;
 
 use crate::fault::VsockFault;
-use crate::metrics;
 use crate::model::VsockConfig;
 use crate::readiness;
 
@@ -54,25 +53,23 @@ impl Vsock {
         Ok(end)
     }
 
-    /// Sees to it that a failure of the device is told; its end with QEMU is none.
+    /// Waits for the device's end: why it has failed, or `None` if QEMU has closed its side.
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn watch(&self) -> io::Result<()> {
+    pub fn failure(&self) -> io::Result<impl Future<Output = Option<String>> + Send + use<>> {
         let device = Arc::clone(&self.device);
         let ended = readiness::watch(device.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
-        tokio::spawn(async move {
+        Ok(async move {
             // Readiness alone tells; the descriptor is not read.
-            if ended.readable().await.is_ok()
-                && let Some(DeviceEnd::Failed(reason)) = device.end()
-            {
-                log::error!(
-                    "The vsock device has failed, the guest's connections are lost: {reason}"
-                );
-                metrics::add("vsock", "muxer_event_fails");
+            let ready = ended.readable().await.map(drop);
+            match (ready, device.end()) {
+                (_, Some(DeviceEnd::Failed(reason))) => Some(reason),
+                (_, Some(DeviceEnd::Disconnected)) => None,
+                (Err(error), None) => Some(format!("its end cannot be waited for: {error}")),
+                (Ok(()), None) => Some("it has ended without a reason".to_owned()),
             }
-        });
-        Ok(())
+        })
     }
 
     /// Ends the device and removes its host socket, to make room for another.
@@ -102,4 +99,34 @@ fn start(config: &VsockConfig) -> Result<(Arc<VsockDevice>, OwnedFd), VsockFault
         other => VsockFault::Backend(other),
     })?;
     Ok((Arc::new(device), connected.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn vsock(directory: &tempfile::TempDir) -> Vsock {
+        let uds_path = directory.path().join("v.sock").display().to_string();
+        let config = serde_json::json!({ "guest_cid": 3, "uds_path": uds_path });
+        Vsock::new(serde_json::from_value(config).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_and_the_end_of_qemu_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut broken = vsock(&directory);
+        let failure = broken.failure().unwrap();
+        let mut qemu = UnixStream::from(broken.take_qemu_end().unwrap());
+        qemu.write_all(&[0xff; 64]).unwrap();
+        let reason = failure.await.expect("this is no vhost-user message");
+        assert!(!reason.is_empty());
+        broken.remove().unwrap();
+
+        let mut whole = vsock(&directory);
+        let failure = whole.failure().unwrap();
+        drop(whole.take_qemu_end().unwrap());
+        assert_eq!(failure.await, None);
+    }
 }

@@ -14,7 +14,8 @@ pub const CASES: &[(&str, OnBinary)] = &[
     ("command_line::help", help),
     ("command_line::bad_arguments_end_with_153", bad_arguments),
     ("command_line::bad_level_ends_with_152", bad_level),
-    ("command_line::bad_id_is_refused", bad_id),
+    ("command_line::bad_id_aborts", bad_id),
+    ("command_line::bad_number_aborts", bad_numbers),
     ("command_line::other_failures_end_with_1", other_failures),
     (
         "command_line::config_file_that_cannot_be_used",
@@ -85,12 +86,27 @@ fn bad_level(binary: &Path) {
     assert_eq!(code(binary, &["--level", "loud"]), Some(152));
 }
 
-/// Firecracker panics, so what counts is that it does not go on.
+/// Firecracker panics, and that is what its callers see.
+fn aborts(output: &Output) -> bool {
+    output.status.signal() == Some(Signal::ABORT.as_raw())
+}
+
+fn bad_numbers(binary: &Path) {
+    for option in [
+        "--http-api-max-payload-size",
+        "--mmds-size-limit",
+        "--start-time-us",
+    ] {
+        let output = run(binary, &["--api-sock", "/nonexistent/socket", option, "x"]);
+        assert!(aborts(&output), "{option}: {output:?}");
+    }
+}
+
 fn bad_id(binary: &Path) {
     let long = "a".repeat(65);
     for id in ["", "a_b", "a/b", "a b", &long] {
         let output = run(binary, &["--api-sock", "/nonexistent/socket", "--id", id]);
-        assert!(!output.status.success(), "{id:?}");
+        assert!(aborts(&output), "{id:?}: {output:?}");
         let said = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("Invalid instance ID"), "{id:?}: {said}");
@@ -113,8 +129,7 @@ fn bad_config_file(binary: &Path) {
     let path = directory.path().join("config.json");
     let path = path.to_str().expect("a temporary path is UTF-8");
     let args = ["--no-api", "--config-file", path];
-    // A file that is not there makes Firecracker panic: it has no exit code then.
-    assert!(!run(binary, &args).status.success());
+    assert!(aborts(&run(binary, &args)));
     for text in [
         "",
         "{",

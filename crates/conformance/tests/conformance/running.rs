@@ -17,6 +17,7 @@ pub const CASES: &[(&str, OnGuest)] = &[
         "running::second_start_and_configuration_are_refused",
         refused,
     ),
+    ("running::another_drive_is_refused", drive_refused),
     ("running::metrics", metrics),
 ];
 
@@ -131,8 +132,14 @@ fn kernel_arguments(guest: &mut Guest) {
     assert!(!line.contains("PARTUUID"), "{line}");
 }
 
-fn refused(guest: &mut Guest) {
+const TOO_LATE: &str = "The requested operation is not supported after starting the microVM.";
+
+fn drive_refused(guest: &mut Guest) {
     let drive = json!({ "drive_id": "n", "path_on_host": "stub", "is_root_device": false, "is_read_only": true });
+    assert_eq!(guest.vmm.refuse("PUT", "/drives/n", &drive), TOO_LATE);
+}
+
+fn refused(guest: &mut Guest) {
     for (method, path, body) in [
         ("PUT", "/actions", json!({ "action_type": "InstanceStart" })),
         (
@@ -142,7 +149,6 @@ fn refused(guest: &mut Guest) {
         ),
         ("PATCH", "/machine-config", json!({ "vcpu_count": 2 })),
         ("PUT", "/boot-source", json!({ "kernel_image_path": "k" })),
-        ("PUT", "/drives/n", drive),
         ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "x" })),
         ("PUT", "/entropy", json!({})),
         ("PUT", "/logger", json!({ "level": "Info" })),
@@ -150,7 +156,7 @@ fn refused(guest: &mut Guest) {
     ] {
         assert_eq!(
             guest.vmm.refuse(method, path, &body),
-            "The requested operation is not supported after starting the microVM.",
+            TOO_LATE,
             "{method} {path}"
         );
     }

@@ -2,13 +2,15 @@
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::fault::Fault;
 use crate::metrics;
 use crate::model::{
     BalloonConfig, BalloonStatisticsUpdate, BalloonUpdate, BootSourceConfig, DriveConfig,
     DriveUpdate, EntropyConfig, LoggerConfig, MachineConfig, MachineConfigUpdate, MetricsConfig,
-    NetworkConfig, NetworkUpdate, SerialConfig, VmStateRequest, VmUpdate, VsockConfig,
+    MmdsConfig, MmdsVersion, NetworkConfig, NetworkUpdate, SerialConfig, VmStateRequest, VmUpdate,
+    VsockConfig,
 };
 
 /// What a well-formed request asks for.
@@ -35,6 +37,10 @@ pub enum Action {
     PutSerial(SerialConfig),
     PutLogger(LoggerConfig),
     PutMetrics(MetricsConfig),
+    GetMmds,
+    PutMmds(Value),
+    PatchMmds(Value),
+    PutMmdsConfig(MmdsConfig),
     InstanceStart,
     FlushMetrics,
     SendCtrlAltDel,
@@ -60,16 +66,24 @@ impl Action {
                 | Self::PutSerial(_)
                 | Self::PutLogger(_)
                 | Self::PutMetrics(_)
+                | Self::PutMmdsConfig(_)
                 | Self::InstanceStart
         )
     }
 
-    /// The deprecated field that the request has set.
+    /// What the request has set that is deprecated, for the log.
     #[must_use]
-    pub fn deprecated_field(&self) -> Option<&'static str> {
+    pub fn deprecated(&self) -> Option<&'static str> {
         match self {
-            Self::PutVsock(config) if config.vsock_id.is_some() => Some("vsock_id"),
-            Self::UpdateMachine(update) if update.cpu_template.is_some() => Some("cpu_template"),
+            Self::PutVsock(config) if config.vsock_id.is_some() => {
+                Some("vsock_id field is deprecated.")
+            }
+            Self::UpdateMachine(update) if update.cpu_template.is_some() => {
+                Some("cpu_template field is deprecated.")
+            }
+            Self::PutMmdsConfig(config) if config.version == MmdsVersion::V1 => {
+                Some("V1 is deprecated. Use V2 instead.")
+            }
             _ => None,
         }
     }
@@ -115,7 +129,7 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Action, Fault> {
             Action::GetMachineConfig,
         ),
         ("GET", "balloon", true) => get_balloon(rest).unwrap_or_else(not_offered),
-        ("GET", "mmds", true) => not_offered(),
+        ("GET", "mmds", true) => count("get_api_requests", "mmds_count", Action::GetMmds),
         ("GET", "hotplug", true) if rest == Some("memory") => not_offered(),
         ("GET", _, false) => Err(Fault::GetWithBody),
 
@@ -159,7 +173,12 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Action, Fault> {
         }),
         ("PUT", "balloon", false) => decode(body).map(Action::PutBalloon),
         ("PUT", "entropy", false) => decode(body).map(Action::PutEntropy),
-        ("PUT", "cpu-config" | "pmem" | "mmds" | "snapshot", false) => not_offered(),
+        ("PUT", "mmds", false) => put("mmds_count", "mmds_fails", || match rest {
+            None => decode(body).map(Action::PutMmds),
+            Some("config") => decode(body).map(Action::PutMmdsConfig),
+            Some(other) => Err(unknown_path("PUT", other)),
+        }),
+        ("PUT", "cpu-config" | "pmem" | "snapshot", false) => not_offered(),
         ("PUT", "hotplug", false) if rest == Some("memory") => not_offered(),
 
         ("PATCH", "balloon", _) if rest == Some("hinting") => not_offered(),
@@ -195,7 +214,9 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Action, Fault> {
             same_interface(id, &update.iface_id)?;
             Ok(Action::PatchNetwork(update))
         }),
-        ("PATCH", "mmds", false) => not_offered(),
+        ("PATCH", "mmds", false) => patch("mmds_count", "mmds_fails", || {
+            decode(body).map(Action::PatchMmds)
+        }),
         ("PATCH", "hotplug", false) if rest == Some("memory") => not_offered(),
         ("PUT" | "PATCH", _, true) => Err(Fault::EmptyBody(method.to_owned())),
         _ => Err(Fault::InvalidPathMethod {
@@ -211,7 +232,14 @@ fn get_balloon(rest: Option<&str>) -> Option<Result<Action, Fault>> {
         None => Some(Ok(Action::GetBalloon)),
         Some("statistics") => Some(Ok(Action::GetBalloonStatistics)),
         Some("hinting") => None,
-        Some(other) => Some(Err(Fault::UnknownGetPath(other.to_owned()))),
+        Some(other) => Some(Err(unknown_path("GET", other))),
+    }
+}
+
+fn unknown_path(method: &'static str, path: &str) -> Fault {
+    Fault::UnknownPath {
+        method,
+        path: path.to_owned(),
     }
 }
 
@@ -358,18 +386,18 @@ mod tests {
 
     #[test]
     fn deprecated_fields() {
-        let deprecated = |method, path, body: &str| {
-            parse(method, path, body.as_bytes())
-                .unwrap()
-                .deprecated_field()
-        };
+        let deprecated =
+            |method, path, body: &str| parse(method, path, body.as_bytes()).unwrap().deprecated();
         let vsock = r#"{"vsock_id":"v","guest_cid":3,"uds_path":"v"}"#;
-        assert_eq!(deprecated("PUT", "/vsock", vsock), Some("vsock_id"));
+        assert_eq!(
+            deprecated("PUT", "/vsock", vsock),
+            Some("vsock_id field is deprecated.")
+        );
         let vsock = r#"{"guest_cid":3,"uds_path":"v"}"#;
         assert_eq!(deprecated("PUT", "/vsock", vsock), None);
         for (template, field) in [
-            (r#""None""#, Some("cpu_template")),
-            (r#""T2""#, Some("cpu_template")),
+            (r#""None""#, Some("cpu_template field is deprecated.")),
+            (r#""T2""#, Some("cpu_template field is deprecated.")),
             ("null", None),
         ] {
             let body = format!(r#"{{"vcpu_count":1,"mem_size_mib":1,"cpu_template":{template}}}"#);

@@ -131,7 +131,7 @@ async fn handle(
         Ok(action) => action,
         Err(fault) => return refusal(&fault),
     };
-    let deprecated = action.deprecated_field();
+    let deprecated = action.deprecated();
     let outcome = controller.lock().await.handle(action).await;
     let mut response = match outcome {
         Ok(Reply::Empty) => {
@@ -146,8 +146,8 @@ async fn handle(
         }
         Err(fault) => refusal(&fault),
     };
-    if let Some(field) = deprecated {
-        log::warn!("{method} {path}: {field} field is deprecated.");
+    if let Some(what) = deprecated {
+        log::warn!("{method} {path}: {what}");
         metrics::add("deprecated_api", "deprecated_http_api_calls");
         response
             .headers_mut()
@@ -166,7 +166,10 @@ fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 }
 
 fn refusal(fault: &Fault) -> Response<Full<Bytes>> {
-    let status = StatusCode::BAD_REQUEST;
+    let status = match fault {
+        Fault::MmdsLimitExceeded(_) => StatusCode::PAYLOAD_TOO_LARGE,
+        _ => StatusCode::BAD_REQUEST,
+    };
     log::error!("Received Error. Status code: {status}. Message: {fault}");
     json(status, refusal_body(fault))
 }

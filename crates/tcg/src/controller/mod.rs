@@ -3,6 +3,7 @@
 mod devices;
 
 use std::io;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -13,6 +14,7 @@ use crate::fault::{DriveFault, Fault, StartFault, UpdateFault};
 use crate::logger;
 use crate::machine::Machine;
 use crate::metrics;
+use crate::mmds::{self, Mmds};
 use crate::model::{EntropyConfig, InstanceInfo, RateLimiter, VmConfig, VmState};
 use crate::qemu::{End, MAX_DEVICES};
 use crate::resources::Resources;
@@ -32,18 +34,27 @@ pub enum Reply {
 
 /// The end of the guest, for the main loop.
 #[derive(Debug)]
-pub struct GuestEnd {
-    /// How QEMU ended.
-    pub qemu: End,
-    /// The serial console.
-    pub console: Console,
+pub enum GuestEnd {
+    /// QEMU has ended.
+    Qemu {
+        /// How.
+        end: End,
+        /// The serial console.
+        console: Console,
+    },
+    /// The vsock device has failed, for this reason, while QEMU goes on: a guest without its device is none.
+    Vsock(String),
 }
+
+/// How long QEMU's own end is waited for after the vsock device's: it explains more.
+const QEMU_FIRST: Duration = Duration::from_secs(1);
 
 /// One VM: its configuration, then its guest.
 #[derive(Debug)]
 pub struct Controller {
     id: String,
     resources: Resources,
+    mmds: Mmds,
     machine: Option<Machine>,
     tsc: tsc::Mark,
     ended: mpsc::Sender<GuestEnd>,
@@ -52,10 +63,11 @@ pub struct Controller {
 impl Controller {
     /// A VM that is not configured yet. `ended` hears once of the end of the guest.
     #[must_use]
-    pub fn new(id: String, tsc: tsc::Mark, ended: mpsc::Sender<GuestEnd>) -> Self {
+    pub fn new(id: String, mmds: Mmds, tsc: tsc::Mark, ended: mpsc::Sender<GuestEnd>) -> Self {
         Self {
             id,
             resources: Resources::default(),
+            mmds,
             machine: None,
             tsc,
             ended,
@@ -96,6 +108,9 @@ impl Controller {
         if let Some(entropy) = config.entropy {
             self.handle(Action::PutEntropy(entropy)).await?;
         }
+        if let Some(mmds) = config.mmds_config {
+            self.handle(Action::PutMmdsConfig(mmds)).await?;
+        }
         self.handle(Action::InstanceStart).await.map(drop)
     }
 
@@ -112,6 +127,9 @@ impl Controller {
             Action::GetVmConfig => Ok(json(&self.resources.config())),
             Action::GetMachineConfig => Ok(json(self.resources.machine())),
             Action::GetBalloon => self.balloon(),
+            Action::GetMmds => Ok(json(self.mmds.value())),
+            Action::PutMmds(value) => Ok(self.mmds.put(value).map(|()| Reply::Empty)?),
+            Action::PatchMmds(patch) => Ok(self.mmds.patch(&patch).map(|()| Reply::Empty)?),
             Action::NotOffered(what) => Err(not_offered(&what)),
             before_start if before_start.only_before_start() => {
                 if self.machine.is_some() {
@@ -166,6 +184,13 @@ impl Controller {
             Action::PutMetrics(config) => {
                 metrics::configure(&config).map_err(|error| Fault::Metrics(error.to_string()))?;
             }
+            Action::PutMmdsConfig(config) => {
+                let interfaces = self.resources.interfaces().iter();
+                mmds::check(&config, interfaces.map(|it| it.config.iface_id.as_str()))?;
+                return Err(not_offered(
+                    "A metadata service that guests can reach (only its data store, PUT, PATCH and GET /mmds)",
+                ));
+            }
             Action::InstanceStart => self.start().await?,
             other => return Err(not_offered(&format!("{other:?}"))),
         }
@@ -191,17 +216,24 @@ impl Controller {
         };
         let started = Machine::start(&self.id, &self.resources, &kernel, args.cmdline, vsock).await;
         let (machine, console) = started?;
-        if let Some(vsock) = self.resources.vsock_mut()
-            && let Err(error) = vsock.watch()
-        {
-            log::warn!("A failure of the vsock device will not be told: {error}");
+        if let Some(vsock) = self.resources.vsock_mut() {
+            let failure = vsock.failure().map_err(StartFault::WatchVsock)?;
+            let (end, ended) = (machine.ended(), self.ended.clone());
+            tokio::spawn(async move {
+                if let Some(reason) = failure.await
+                    && tokio::time::timeout(QEMU_FIRST, end).await.is_err()
+                {
+                    metrics::add("vsock", "muxer_event_fails");
+                    drop(ended.send(GuestEnd::Vsock(reason)).await);
+                }
+            });
         }
         let end = machine.ended();
         let ended = self.ended.clone();
         tokio::spawn(async move {
-            let qemu = end.await;
+            let end = end.await;
             // The main loop that would listen may be ending too.
-            drop(ended.send(GuestEnd { qemu, console }).await);
+            drop(ended.send(GuestEnd::Qemu { end, console }).await);
         });
         self.machine = Some(machine);
         Ok(())

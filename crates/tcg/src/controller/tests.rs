@@ -2,7 +2,12 @@ use super::*;
 use crate::api::parse;
 
 fn controller() -> Controller {
-    Controller::new("vm".into(), tsc::Mark::now(), mpsc::channel(1).0)
+    Controller::new(
+        "vm".into(),
+        Mmds::new(51200),
+        tsc::Mark::now(),
+        mpsc::channel(1).0,
+    )
 }
 
 async fn send(
@@ -104,13 +109,13 @@ async fn a_balloon_fits_into_the_memory() {
 #[tokio::test]
 async fn what_is_not_offered_is_refused() {
     let mut vm = controller();
-    let error = send(&mut vm, "PUT", "/mmds", "{}").await.unwrap_err();
+    let error = send(&mut vm, "PUT", "/pmem/a", "{}").await.unwrap_err();
     assert_eq!(
         error,
-        "The requested operation is not supported: PUT /mmds is not offered by firecracker-tcg."
+        "The requested operation is not supported: PUT /pmem/a is not offered by firecracker-tcg."
     );
     let config: VmConfig = serde_json::from_str(
-        r#"{"drives":[],"boot-source":{"kernel_image_path":"k"},"mmds-config":{}}"#,
+        r#"{"drives":[],"boot-source":{"kernel_image_path":"k"},"memory-hotplug":{}}"#,
     )
     .unwrap();
     assert!(
@@ -118,7 +123,7 @@ async fn what_is_not_offered_is_refused() {
             .await
             .unwrap_err()
             .to_string()
-            .contains("mmds-config")
+            .contains("memory-hotplug")
     );
 }
 

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::console::Console;
 use crate::drive::{DriveFile, DriveMode};
@@ -20,8 +20,8 @@ use crate::initrd;
 use crate::logger::open_nonblocking;
 use crate::model::RateLimiter;
 use crate::qemu::{
-    self, End, Plan, PlannedDrive, PlannedInterface, Process, QemuError, Qmp, drive_device_id,
-    drive_node_name,
+    self, End, Frozen, Plan, PlannedDrive, PlannedInterface, Process, QemuError, Qmp,
+    drive_device_id, drive_node_name,
 };
 use crate::relay::Relay;
 use crate::resources::Resources;
@@ -39,7 +39,16 @@ pub struct Machine {
     qmp: Qmp,
     drives: Vec<RunningDrive>,
     _relays: Vec<Relay>,
-    paused: bool,
+    pause: Option<Pause>,
+}
+
+/// How the guest's processors are kept from running.
+#[derive(Debug)]
+enum Pause {
+    /// Their threads are held; the guest's time goes on.
+    Held(#[expect(dead_code, reason = "dropped to let them go")] Frozen),
+    /// QEMU has stopped the whole machine, its clocks too.
+    Stopped,
 }
 
 /// A drive of a running guest.
@@ -155,7 +164,7 @@ impl Machine {
                 qmp,
                 drives,
                 _relays: relays,
-                paused: false,
+                pause: None,
             },
             console,
         ))
@@ -169,17 +178,40 @@ impl Machine {
     /// Whether the guest's processors stand still.
     #[must_use]
     pub fn paused(&self) -> bool {
-        self.paused
+        self.pause.is_some()
     }
 
-    /// Stops the guest's processors.
+    /// Stops the guest's processors. Its clocks go on, unless the host forbids what it takes ([`Frozen`]).
     ///
     /// # Errors
     /// QEMU does not answer.
     pub async fn pause(&mut self) -> Result<(), QemuError> {
+        if self.paused() {
+            return Ok(());
+        }
+        let threads = self.processor_threads().await?;
         self.qmp.execute("stop", json!({})).await?;
-        self.paused = true;
+        self.pause = Some(Pause::Stopped);
+        match Frozen::hold(&threads) {
+            Ok(frozen) => {
+                self.qmp.execute("cont", json!({})).await?;
+                self.pause = Some(Pause::Held(frozen));
+            }
+            Err(error) => {
+                log::warn!("The guest's clocks stand still while it is paused: {error}");
+            }
+        }
         Ok(())
+    }
+
+    /// The threads that run the guest's processors.
+    async fn processor_threads(&self) -> Result<Vec<i32>, QemuError> {
+        let answer = self.qmp.execute("query-cpus-fast", json!({})).await?;
+        let threads = answer.as_array().and_then(|processors| {
+            let thread = |it: &Value| i32::try_from(it["thread-id"].as_i64()?).ok();
+            processors.iter().map(thread).collect()
+        });
+        threads.ok_or_else(|| QemuError::Protocol(format!("no thread ids in {answer}")))
     }
 
     /// Lets the guest's processors run.
@@ -187,8 +219,10 @@ impl Machine {
     /// # Errors
     /// QEMU does not answer.
     pub async fn resume(&mut self) -> Result<(), QemuError> {
-        self.qmp.execute("cont", json!({})).await?;
-        self.paused = false;
+        if let Some(Pause::Stopped) = self.pause {
+            self.qmp.execute("cont", json!({})).await?;
+        }
+        self.pause = None;
         Ok(())
     }
 
@@ -219,6 +253,7 @@ impl Machine {
     /// # Errors
     /// QEMU refuses the file; the old one is then still attached.
     pub async fn swap_drive(&mut self, index: usize, new: &DriveFile) -> Result<(), QemuError> {
+        let runs = !self.paused();
         let drive = &mut self.drives[index];
         // Counted even if the swap fails, so that a name is never used twice.
         drive.swaps += 1;
@@ -230,7 +265,7 @@ impl Machine {
             new_node: &new_node,
             size: new.size,
         };
-        swap.run(new, drive.mode, !self.paused).await?;
+        swap.run(new, drive.mode, runs).await?;
         drive.node = new_node;
         Ok(())
     }

@@ -29,7 +29,7 @@ impl Swap<'_> {
         &self,
         new: &DriveFile,
         mode: DriveMode,
-        running: bool,
+        runs: bool,
     ) -> Result<(), QemuError> {
         self.resize_bell().await?;
         let added = self
@@ -47,7 +47,7 @@ impl Swap<'_> {
             .await?;
         opened?;
 
-        let attached = self.attach(running).await;
+        let attached = self.attach(runs).await;
         let unused = if attached.is_ok() {
             self.old_node
         } else {
@@ -65,8 +65,8 @@ impl Swap<'_> {
     }
 
     /// Exchanges the nodes while the guest stands still.
-    async fn attach(&self, running: bool) -> Result<(), QemuError> {
-        if running {
+    async fn attach(&self, runs: bool) -> Result<(), QemuError> {
+        if runs {
             self.qmp.execute("stop", json!({})).await?;
         }
         let exchanged = self.ring_and_exchange().await;
@@ -74,7 +74,7 @@ impl Swap<'_> {
             Ok(()) => Ok(()),
             Err(_) => self.set_node(self.old_node).await,
         };
-        if running && back.is_ok() {
+        if runs && back.is_ok() {
             self.qmp.execute("cont", json!({})).await?;
         }
         exchanged.and(back)

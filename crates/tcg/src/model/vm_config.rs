@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use super::{
     BalloonConfig, BootSourceConfig, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig,
-    MetricsConfig, NetworkConfig, VsockConfig,
+    MetricsConfig, MmdsConfig, NetworkConfig, VsockConfig,
 };
 
 /// The whole configuration: answer to `GET /vm/config`, and content of `--config-file`.
@@ -24,8 +24,8 @@ pub struct VmConfig {
     pub machine_config: Option<MachineConfig>,
     /// Only in files; never in an answer.
     pub metrics: Option<MetricsConfig>,
-    /// Not offered.
-    pub mmds_config: Option<Value>,
+    /// Checked, but not offered.
+    pub mmds_config: Option<MmdsConfig>,
     /// In the order in which the guest sees them.
     #[serde(default)]
     pub network_interfaces: Vec<NetworkConfig>,
@@ -46,7 +46,6 @@ impl VmConfig {
     pub fn unsupported(&self) -> Option<&'static str> {
         [
             (self.cpu_config.is_some(), "cpu-config"),
-            (self.mmds_config.is_some(), "mmds-config"),
             (!self.pmem.is_empty(), "pmem"),
             (self.memory_hotplug.is_some(), "memory-hotplug"),
         ]

@@ -3,6 +3,7 @@
 mod command;
 mod devices;
 mod error;
+mod freeze;
 mod locate;
 mod process;
 mod qmp;
@@ -12,6 +13,7 @@ pub use devices::{
     BALLOON_ID, BELL_NODE, MAX_DEVICES, drive_device_id, drive_node, drive_node_name,
 };
 pub use error::QemuError;
+pub use freeze::Frozen;
 pub use locate::{QEMU_VARIABLE, find};
 pub use process::{End, Process};
 pub use qmp::{Event, Qmp};

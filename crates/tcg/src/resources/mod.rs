@@ -39,7 +39,7 @@ impl Resources {
     /// Sets kernel, initrd and kernel arguments.
     ///
     /// # Errors
-    /// A file cannot be opened, or the arguments are too long or not printable ASCII.
+    /// A file cannot be opened, or the arguments are too long.
     pub fn set_boot_source(&mut self, config: BootSourceConfig) -> Result<(), BootSourceFault> {
         let kernel = File::open(&config.kernel_image_path).map_err(BootSourceFault::KernelPath)?;
         if let Some(path) = &config.initrd_path {
