@@ -2,7 +2,8 @@
 //!
 //! It is formatted once per size, as a template in the cache; each container
 //! gets a copy that shares its blocks with the template where the filesystem can
-//! (reflink), and else a sparse copy of the few blocks that are in use.
+//! (reflink), and else a sparse copy of the few blocks that are in use. Only a
+//! snapshot that was written to before gets one made for it.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,6 +21,8 @@ use crate::{DISK_UPPER, DISK_WORK};
 const MIB: u64 = 1 << 20;
 /// Smallest disk: room for the filesystem's own tables and something to write.
 const MIN_SIZE: u64 = 8 * MIB;
+/// The disk does not outlive its container, and a guest that crashes takes the container with it.
+const FEATURES: &str = "^has_journal,^resize_inode";
 /// Changes with the way templates are made.
 const FORMAT: u32 = 1;
 
@@ -36,7 +39,7 @@ impl Disk {
         &self.path
     }
 
-    /// Makes a disk of `size` bytes at `path`, whose upper directory looks like `root`.
+    /// Makes a disk of `size` bytes at `path`, whose upper directory is empty and looks like `root`.
     pub(crate) fn create(
         cache: &Cache,
         program: &Path,
@@ -44,10 +47,7 @@ impl Disk {
         size: u64,
         root: RootAttributes,
     ) -> Result<Disk, DiskError> {
-        let size = size
-            .max(MIN_SIZE)
-            .checked_next_multiple_of(MIB)
-            .ok_or(DiskError::TooLarge(size))?;
+        let size = whole_mib(size)?;
         // An overlay's root directory has the attributes of its upper directory.
         let name = format!(
             "disk-v{FORMAT}-{}m-{:o}-{}-{}.ext4",
@@ -59,18 +59,53 @@ impl Disk {
         let template = cache.entry(
             &name,
             |file| Ok(file.metadata()?.len() == size),
-            |file| format(program, file, &name, size, root),
+            |file| format_template(program, file, &name, size, root),
         )?;
-        let copied = File::options()
+        let (disk, file) = Disk::at(path)?;
+        clone(&template, &file, size).map_err(|error| DiskError::Copy(path.into(), error))?;
+        Ok(disk)
+    }
+
+    /// Makes a disk of `size` bytes at `path`, whose upper directory is a copy of the directory `upper`.
+    pub(crate) fn create_with(
+        upper: &Path,
+        program: &Path,
+        path: &Path,
+        size: u64,
+    ) -> Result<Disk, DiskError> {
+        let size = whole_mib(size)?;
+        let program = mkfs::find(program, "e2fsprogs")?;
+        let failed = |error| DiskError::Copy(path.into(), error);
+        let (disk, file) = Disk::at(path)?;
+        file.set_len(size).map_err(failed)?;
+        let content = tempfile::Builder::new()
+            .prefix("disk.")
+            .tempdir_in(path.parent().unwrap_or(Path::new("/")))
+            .map_err(failed)?;
+        let place = content.path().join(DISK_UPPER);
+        fs::create_dir(content.path().join(DISK_WORK)).map_err(failed)?;
+        fs::create_dir(&place).map_err(failed)?;
+        let mut command = mkfs::ext4(&program, FEATURES, path, content.path());
+        mkfs::bind_for(&mut command, upper, &place).map_err(failed)?;
+        mkfs::run(&mut command)?;
+        Ok(disk)
+    }
+
+    fn at(path: &Path) -> Result<(Disk, File), DiskError> {
+        let file = File::options()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(path)
             .map_err(|error| DiskError::Copy(path.into(), error))?;
-        let disk = Disk { path: path.into() };
-        clone(&template, &copied, size).map_err(|error| DiskError::Copy(path.into(), error))?;
-        Ok(disk)
+        Ok((Disk { path: path.into() }, file))
     }
+}
+
+fn whole_mib(size: u64) -> Result<u64, DiskError> {
+    size.max(MIN_SIZE)
+        .checked_next_multiple_of(MIB)
+        .ok_or(DiskError::TooLarge(size))
 }
 
 impl Drop for Disk {
@@ -84,7 +119,7 @@ impl Drop for Disk {
     }
 }
 
-fn format(
+fn format_template(
     program: &Path,
     file: &Path,
     name: &str,

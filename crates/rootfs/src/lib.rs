@@ -32,17 +32,23 @@ pub use crate::layers::LayerError;
 use crate::layers::Layers;
 pub use crate::merge::MergeError;
 use crate::merge::Merger;
-use crate::mounts::Plan;
-pub use crate::mounts::{Device, Mount, MountError};
+pub use crate::mounts::{Device, Mount, MountError, upper_dir};
+use crate::mounts::{Plan, Writable};
 
 /// Filesystem type of an [`Image`].
 pub const IMAGE_FSTYPE: &str = "erofs";
 /// Filesystem type of a [`Disk`].
 pub const DISK_FSTYPE: &str = "ext4";
-/// Directory on a [`Disk`] for an overlay's `upperdir`; has the mode and owner of the image's root.
+/// Directory on a [`Disk`] for an overlay's `upperdir`; has the mode and owner of the image's root, and what the
+/// snapshot's upper directory already held.
 pub const DISK_UPPER: &str = "upper";
 /// Directory on a [`Disk`] for an overlay's `workdir`.
 pub const DISK_WORK: &str = "work";
+
+/// Annotation with the size in MiB of a container's writable disk, instead of the configured one.
+pub const DISK_SIZE_ANNOTATION: &str = "aws.firecracker.disk.size_mib";
+/// Annotation that asks for what the container wrote to be brought back to its snapshot: `true` or `false`.
+pub const WRITE_BACK_ANNOTATION: &str = "aws.firecracker.disk.write_back";
 
 /// The host's part of the settings, the same for every container.
 #[derive(Debug, Clone)]
@@ -74,7 +80,7 @@ pub struct ContainerFiles {
     /// Size of the writable disk in bytes, rounded up to whole MiB. It takes up space only where something is written.
     pub disk_size: u64,
     /// The container's own image, made only when its layers cannot be shared:
-    /// the snapshot already has content of its own, or is a plain directory.
+    /// the snapshot is a plain directory, or a read-only one that has content of its own already.
     pub image: PathBuf,
 }
 
@@ -138,23 +144,20 @@ fn prepare(
     mounts: &[Mount],
     files: &ContainerFiles,
 ) -> Result<Prepared, RootfsError> {
-    let (layers, read_only) = match mounts::plan(mounts)? {
+    let (layers, writable) = match mounts::plan(mounts)? {
         Plan::Device(device) => return Ok(Prepared::Device(device)),
-        Plan::Layers { layers, read_only } => (layers, read_only),
+        Plan::Layers { layers, writable } => (layers, writable),
     };
     let cache = Cache::open(&settings.cache_dir)?;
     let image = image_of(settings, &cache, &layers, &files.image)?;
-    let disk = if read_only {
-        None
-    } else {
-        let root = image.root_attributes()?;
-        Some(Disk::create(
-            &cache,
-            &settings.mkfs_ext4,
-            &files.disk,
-            files.disk_size,
-            root,
-        )?)
+    let (program, path, size) = (&settings.mkfs_ext4, &files.disk, files.disk_size);
+    let disk = match writable {
+        Writable::No => None,
+        Writable::EmptyDisk => {
+            let root = image.root_attributes()?;
+            Some(Disk::create(&cache, program, path, size, root)?)
+        }
+        Writable::DiskWith(upper) => Some(Disk::create_with(&upper, program, path, size)?),
     };
     Ok(Prepared::Layers { image, disk })
 }

@@ -1,12 +1,16 @@
 //! Running the programs that make filesystems in files.
 
 use std::env;
+use std::ffi::CString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Lines of a program's output that an error quotes.
 const QUOTED_LINES: usize = 5;
@@ -66,6 +70,28 @@ pub fn ext4(program: &Path, features: &str, image: &Path, content: &Path) -> Com
         .arg(content)
         .arg(image);
     command
+}
+
+/// Makes the directory `from` visible at the directory `to`, which exists, to the program of `command` only.
+///
+/// # Errors
+/// When a path has a zero byte. That mounting fails is told when the command is run.
+pub fn bind_for(command: &mut Command, from: &Path, to: &Path) -> io::Result<()> {
+    let from = CString::new(from.as_os_str().as_bytes())?;
+    let to = CString::new(to.as_os_str().as_bytes())?;
+    let enter = move || {
+        // SAFETY: after fork there is one thread only, whose file descriptors stay as they are.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change(c"/", private)?;
+        Ok(mount_bind(from.as_c_str(), to.as_c_str())?)
+    };
+    // SAFETY: between fork and exec only unshare(2) and mount(2) are called, with arguments that exist
+    // already: async-signal-safe.
+    unsafe {
+        command.pre_exec(enter);
+    }
+    Ok(())
 }
 
 /// Runs a program to its end; it does not outlive the calling thread.

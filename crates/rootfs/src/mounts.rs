@@ -38,8 +38,23 @@ pub struct Device {
 pub(crate) enum Plan {
     /// Attach it as it is.
     Device(Device),
-    /// Merge its layers to an image; without a writable disk if `read_only`.
-    Layers { layers: Layers, read_only: bool },
+    /// Merge its layers to an image.
+    Layers {
+        layers: Layers,
+        /// What the container may write to.
+        writable: Writable,
+    },
+}
+
+/// What a container writes to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Writable {
+    /// Nothing: the rootfs is read-only.
+    No,
+    /// A disk that is empty at first.
+    EmptyDisk,
+    /// A disk with the content of this directory, the snapshot's upper one, at first.
+    DiskWith(PathBuf),
 }
 
 /// Filesystems that cannot be written to, whatever the options say.
@@ -164,7 +179,11 @@ fn bind(mount: &Mount) -> Result<Plan, MountError> {
             options: Vec::new(),
             immutable: false,
         },
-        read_only,
+        writable: if read_only {
+            Writable::No
+        } else {
+            Writable::EmptyDisk
+        },
     })
 }
 
@@ -193,13 +212,21 @@ fn overlay(mount: &Mount) -> Result<Plan, MountError> {
         layers.push(Layer::of(absolute(&dir)?)?);
     }
     // A view has no upper directory: nothing can be written to it.
-    read_only |= upper.is_none();
+    let mut writable = match &upper {
+        Some(_) if !read_only => Writable::EmptyDisk,
+        _ => Writable::No,
+    };
     let mut immutable = true;
     if let Some(upper) = upper
         && has_entries(&upper).map_err(|error| MountError::Source(upper.clone(), error))?
     {
-        layers.insert(0, Layer::directory(upper)?);
-        immutable = false;
+        // The guest mounts the disk without those options: what they mean must be gone by then.
+        if writable == Writable::EmptyDisk && reading.is_empty() {
+            writable = Writable::DiskWith(upper);
+        } else {
+            layers.insert(0, Layer::directory(upper)?);
+            immutable = false;
+        }
     }
     Ok(Plan::Layers {
         layers: Layers {
@@ -207,8 +234,26 @@ fn overlay(mount: &Mount) -> Result<Plan, MountError> {
             options: reading,
             immutable,
         },
-        read_only,
+        writable,
     })
+}
+
+/// The snapshot's upper directory, to which what a container wrote can be brought back with
+/// [`import_upper`](crate::import_upper); `None` when the rootfs has none, or one that is not in overlayfs'
+/// plain format.
+pub fn upper_dir(mounts: &[Mount]) -> Option<PathBuf> {
+    let [mount] = mounts else {
+        return None;
+    };
+    let reads_otherwise = |option: &String| OVERLAY_READING.contains(&split(option).0);
+    if mount.fstype != "overlay" || has(mount, "ro") || mount.options.iter().any(reads_otherwise) {
+        return None;
+    }
+    let upper = mount.options.iter().find_map(|option| match split(option) {
+        ("upperdir", Some(dir)) => Some(PathBuf::from(unescape(dir))),
+        _ => None,
+    });
+    upper.filter(|dir| dir.is_absolute())
 }
 
 /// Splits as the kernel does: `:` separates, a backslash takes the next character as it is.

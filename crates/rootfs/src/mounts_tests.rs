@@ -68,8 +68,7 @@ fn an_overlay_s_layers_keep_their_order_and_odd_names() {
         format!("workdir={}/work", dir.path().display()),
     ];
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let Plan::Layers { layers, read_only } =
-        plan(&[mount("overlay", "overlay", &options)]).unwrap()
+    let Plan::Layers { layers, writable } = plan(&[mount("overlay", "overlay", &options)]).unwrap()
     else {
         panic!("not layers");
     };
@@ -81,15 +80,30 @@ fn an_overlay_s_layers_keep_their_order_and_odd_names() {
             .map(Layer::Directory)
             .collect::<Vec<_>>()
     );
-    assert!(layers.immutable && !read_only);
+    assert!(layers.immutable && writable == Writable::EmptyDisk);
 
     fs::write(dir.path().join("upper/file"), "x").unwrap();
-    let Plan::Layers { layers, .. } = plan(&[mount("overlay", "overlay", &options)]).unwrap()
-    else {
-        panic!("not layers");
+    let upper = dir.path().join("upper");
+    let of = |options: &[&str]| match plan(&[mount("overlay", "overlay", options)]).unwrap() {
+        Plan::Layers { layers, writable } => (layers, writable),
+        Plan::Device(device) => panic!("{device:?}"),
     };
-    assert_eq!(layers.layers[0], Layer::Directory(dir.path().join("upper")));
-    assert!(!layers.immutable);
+    let (layers, writable) = of(&options);
+    assert_eq!(writable, Writable::DiskWith(upper.clone()));
+    assert!(layers.immutable && layers.layers.len() == lower.len());
+    assert_eq!(
+        upper_dir(&[mount("overlay", "overlay", &options)]),
+        Some(upper.clone())
+    );
+    // Nothing can be written, or the disk would be read in another way: part of the image then.
+    for (option, expected) in [("ro", Writable::No), ("userxattr", Writable::EmptyDisk)] {
+        let options = [&options[..], &[option]].concat();
+        let (layers, writable) = of(&options);
+        assert_eq!(writable, expected);
+        assert_eq!(layers.layers[0], Layer::Directory(upper.clone()));
+        assert!(!layers.immutable);
+        assert_eq!(upper_dir(&[mount("overlay", "overlay", &options)]), None);
+    }
 }
 
 #[test]
