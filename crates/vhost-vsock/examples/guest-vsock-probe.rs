@@ -12,6 +12,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{
@@ -19,6 +20,9 @@ use nix::sys::socket::{
     shutdown, socket,
 };
 use pattern::Pattern;
+
+/// Bytes read or written at a time where nothing else matters.
+const PIECE: usize = 1 << 20;
 
 fn main() {
     if let Err(error) = run() {
@@ -59,6 +63,8 @@ fn run() -> io::Result<()> {
     })?;
     serve(ports::SOURCE, source)?;
     serve(ports::READ_DISK, read_disk)?;
+    serve(ports::DISCARD, discard)?;
+    serve(ports::ZEROES, zeroes)?;
     serve(ports::CLOSE_AT_ONCE, |_| Ok(()))?;
     serve(ports::HALF_CLOSE, half_close)?;
     serve(ports::CONNECT_OUT, connect_out)?;
@@ -88,14 +94,37 @@ fn source(stream: &mut File) -> io::Result<()> {
     Pattern::new(numbers[1]).send(stream, numbers[0])
 }
 
-/// Reads the disk in large pieces, as a copy would.
+/// Reads the disk in large pieces, as a copy would, and from the disk each time.
 fn read_disk(stream: &mut File) -> io::Result<()> {
-    let mut disk = File::open("/dev/vda")?;
-    let mut buffer = vec![0; 1 << 20];
+    let disk = File::open("/dev/vda")?;
+    posix_fadvise(&disk, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    count(disk, stream)
+}
+
+/// Takes what comes in pieces of the same size.
+fn discard(stream: &mut File) -> io::Result<()> {
+    count(stream.try_clone()?, stream)
+}
+
+/// Sends as many zeroes as asked for, in pieces of the same size.
+fn zeroes(stream: &mut File) -> io::Result<()> {
+    let mut left = usize::try_from(read_numbers(stream)?[0]).map_err(io::Error::other)?;
+    let buffer = vec![0; PIECE];
+    while left > 0 {
+        let len = left.min(PIECE);
+        stream.write_all(&buffer[..len])?;
+        left -= len;
+    }
+    Ok(())
+}
+
+/// Reads `from` to its end and tells `to` how much that was.
+fn count(mut from: File, to: &mut File) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE];
     let mut total = 0;
     loop {
-        match disk.read(&mut buffer)? {
-            0 => return stream.write_all(format!("{total}\n").as_bytes()),
+        match from.read(&mut buffer)? {
+            0 => return to.write_all(format!("{total}\n").as_bytes()),
             len => total += len,
         }
     }

@@ -63,7 +63,6 @@ pub(crate) struct Connection {
     guest_shutdown: u32,
     /// `SHUTDOWN` flags the guest has been sent.
     told_shutdown: u32,
-    credit_requested: bool,
     credit_update_owed: bool,
     reset_owed: bool,
 }
@@ -98,7 +97,6 @@ impl Connection {
             host_deaf: false,
             guest_shutdown: 0,
             told_shutdown: 0,
-            credit_requested: false,
             credit_update_owed: false,
             reset_owed: false,
         }
@@ -139,7 +137,7 @@ impl Connection {
             Phase::Requesting | Phase::Accepting => true,
             Phase::Requested | Phase::Ended => false,
             Phase::Established => {
-                self.may_read() && (self.credit.peer_free() > 0 || !self.credit_requested)
+                self.may_read() && (self.credit.peer_free() > 0 || self.credit.may_ask())
                     || self.shutdown_owed() != 0
                     || self.credit_update_owed
                     || self.credit.update_due()
@@ -161,9 +159,6 @@ impl Connection {
             return;
         }
         self.credit.hear(header);
-        if self.credit.peer_free() > 0 {
-            self.credit_requested = false;
-        }
         match (header.op, self.phase) {
             (op::RST, _) => self.end(),
             (op::RESPONSE, Phase::Requested) => self.on_response(),
@@ -227,9 +222,7 @@ impl Connection {
         }
         let free = self.credit.peer_free();
         if free == 0 {
-            // Asked once; the guest answers at once and again when there is room.
-            return (!std::mem::replace(&mut self.credit_requested, true))
-                .then(|| control(op::CREDIT_REQUEST));
+            return self.credit.ask().then(|| control(op::CREDIT_REQUEST));
         }
         let room = data.len().min(usize::try_from(free).unwrap_or(usize::MAX));
         match rustix::net::recv(&self.stream, &mut data[..room], RecvFlags::empty()) {

@@ -3,7 +3,7 @@
 
 use std::num::Wrapping;
 
-use crate::header::Header;
+use crate::header::{Header, op};
 
 /// Both directions' counters. They wrap at 2^32 as the protocol's do, and the
 /// peer's may hold any value at any time.
@@ -21,6 +21,12 @@ pub(crate) struct Credit {
     peer_forwarded: Wrapping<u32>,
     /// Bytes sent to the guest.
     sent: Wrapping<u32>,
+    /// The guest was asked for room since there was some.
+    asked: bool,
+    /// Its answer to that is still to come.
+    answer_due: bool,
+    /// The guest has told of room without being asked.
+    volunteers: bool,
 }
 
 impl Credit {
@@ -33,6 +39,9 @@ impl Credit {
             peer_buf_alloc: 0,
             peer_forwarded: Wrapping(0),
             sent: Wrapping(0),
+            asked: false,
+            answer_due: false,
+            volunteers: false,
         }
     }
 
@@ -40,6 +49,29 @@ impl Credit {
     pub(crate) fn hear(&mut self, header: &Header) {
         self.peer_buf_alloc = header.buf_alloc;
         self.peer_forwarded = Wrapping(header.fwd_cnt);
+        if header.op == op::CREDIT_UPDATE && !std::mem::take(&mut self.answer_due) {
+            self.volunteers = true;
+        }
+        if self.peer_free() > 0 {
+            self.asked = false;
+        }
+    }
+
+    /// Whether to ask the guest for room when it has none.
+    ///
+    /// Once is enough until there is some: it answers at once, and again when there is more. One that is known to
+    /// speak up by itself, as Linux does when it has read most of what it buffers, is not asked at all: its early
+    /// answers would cut a stream into small pieces.
+    pub(crate) fn may_ask(&self) -> bool {
+        !self.asked && !self.volunteers
+    }
+
+    /// Notes that the guest is asked, if it should be. Whether it should.
+    pub(crate) fn ask(&mut self) -> bool {
+        let ask = self.may_ask();
+        self.asked |= ask;
+        self.answer_due |= ask;
+        ask
     }
 
     /// Says what our buffer looks like in a packet to the guest.
@@ -68,10 +100,10 @@ impl Credit {
 
     /// Whether the guest's idea of our buffer is so old that it needs a packet.
     ///
-    /// A quarter of the buffer keeps a streaming guest from ever running dry
-    /// while one packet pays for many.
+    /// Half of the buffer keeps a streaming guest from ever running dry while
+    /// one packet, and with it an interrupt, pays for many.
     pub(crate) fn update_due(&self) -> bool {
-        (self.forwarded - self.told).0 >= self.buf_alloc / 4
+        (self.forwarded - self.told).0 >= self.buf_alloc / 2
     }
 }
 
@@ -119,15 +151,39 @@ mod tests {
     }
 
     #[test]
-    fn an_update_is_due_after_a_quarter_of_the_buffer() {
+    fn a_guest_that_speaks_up_is_asked_no_more() {
+        let update = |fwd_cnt| Header {
+            op: op::CREDIT_UPDATE,
+            ..heard(100, fwd_cnt)
+        };
         let mut credit = Credit::new(1024);
-        credit.on_forwarded(255);
+        credit.hear(&heard(100, 0));
+        credit.on_sent(100);
+        assert!(credit.ask());
+        assert!(!credit.ask(), "asked twice");
+        // The answer, without room: the next word is the guest's.
+        credit.hear(&update(0));
+        assert!(!credit.ask());
+        credit.hear(&heard(100, 10));
+        credit.on_sent(10);
+        assert!(credit.ask(), "only a credit update says something");
+        credit.hear(&update(20));
+        credit.hear(&update(100));
+        credit.on_sent(90);
+        assert_eq!(credit.peer_free(), 0);
+        assert!(!credit.ask());
+    }
+
+    #[test]
+    fn an_update_is_due_after_half_of_the_buffer() {
+        let mut credit = Credit::new(1024);
+        credit.on_forwarded(511);
         assert!(!credit.update_due());
         credit.on_forwarded(1);
         assert!(credit.update_due());
         let mut header = Header::default();
         credit.tell(&mut header);
-        assert_eq!((header.buf_alloc, header.fwd_cnt), (1024, 256));
+        assert_eq!((header.buf_alloc, header.fwd_cnt), (1024, 512));
         assert!(!credit.update_due());
     }
 }

@@ -62,6 +62,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     stopping: bool,
+    /// Why the worker thread has ended early.
+    failure: Option<String>,
     /// Ends the frontend's connection, once there is one.
     shutdown: Option<ShutdownHandle>,
     end: Option<DeviceEnd>,
@@ -92,13 +94,14 @@ impl VsockDevice {
             source,
         })?;
         let path = config.uds_path.clone();
-        let started = start_worker(config.guest_cid, config.uds_path, host).and_then(|daemon| {
-            let thread_shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name("vsock".into())
-                .spawn(move || thread_shared.serve(daemon, config.vhost_socket))
-                .map_err(VsockError::Setup)
-        });
+        let started =
+            start_worker(&shared, config.guest_cid, config.uds_path, host).and_then(|daemon| {
+                let thread_shared = Arc::clone(&shared);
+                std::thread::Builder::new()
+                    .name("vsock".into())
+                    .spawn(move || thread_shared.serve(daemon, config.vhost_socket))
+                    .map_err(VsockError::Setup)
+            });
         match started {
             Ok(thread) => Ok(VsockDevice {
                 shared,
@@ -166,6 +169,23 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What ended the device before there was a frontend.
+    fn early_end(&self) -> Option<DeviceEnd> {
+        let mut state = self.state();
+        let failure = state.failure.take().map(DeviceEnd::Failed);
+        failure.or(state.stopping.then_some(DeviceEnd::Disconnected))
+    }
+
+    /// Ends the device because its worker thread cannot go on.
+    fn fail(&self, reason: String) {
+        let mut state = self.state();
+        state.failure.get_or_insert(reason);
+        raise(&self.stop);
+        if let Some(shutdown) = &state.shutdown {
+            shutdown.shutdown();
+        }
+    }
+
     /// The device's thread: takes the frontend's connection and sees it end.
     fn serve(&self, mut daemon: Daemon, vhost_socket: UnixListener) {
         let end = self.serve_frontend(&mut daemon, vhost_socket);
@@ -178,8 +198,8 @@ impl Shared {
 
     fn serve_frontend(&self, daemon: &mut Daemon, vhost_socket: UnixListener) -> DeviceEnd {
         wait_readable(&[vhost_socket.as_fd(), self.stop.as_fd()]);
-        if self.state().stopping {
-            return DeviceEnd::Disconnected;
+        if let Some(end) = self.early_end() {
+            return end;
         }
         if let Err(error) = daemon.start(&mut Listener::from(vhost_socket)) {
             return DeviceEnd::Failed(error.to_string());
@@ -187,11 +207,15 @@ impl Shared {
         {
             let mut state = self.state();
             state.shutdown = daemon.shutdown_handle();
-            if state.stopping {
+            if state.stopping || state.failure.is_some() {
                 daemon.request_shutdown();
             }
         }
-        match daemon.wait() {
+        let end = daemon.wait();
+        if let Some(reason) = self.state().failure.take() {
+            return DeviceEnd::Failed(reason);
+        }
+        match end {
             Ok(())
             | Err(vhost_user_backend::Error::HandleRequest(
                 ProtocolError::Disconnected | ProtocolError::PartialMessage,
@@ -203,13 +227,17 @@ impl Shared {
 
 /// Makes the device and the thread that moves its packets.
 fn start_worker(
+    shared: &Arc<Shared>,
     guest_cid: u64,
     uds_path: PathBuf,
     host: UnixListener,
 ) -> Result<Daemon, VsockError> {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let muxer = Muxer::new(guest_cid, uds_path, host).map_err(VsockError::Setup)?;
-    let backend = Backend::new(guest_cid, muxer, memory.clone()).map_err(VsockError::Setup)?;
+    let failing = Arc::clone(shared);
+    let on_failure = Box::new(move |reason| failing.fail(reason));
+    let backend =
+        Backend::new(guest_cid, muxer, memory.clone(), on_failure).map_err(VsockError::Setup)?;
     let host_events = backend.muxer().as_fd().as_raw_fd();
     let again = backend.again().as_raw_fd();
     let backend = Arc::new(Mutex::new(backend));
@@ -235,4 +263,31 @@ fn wait_readable(fds: &[BorrowedFd<'_>]) {
 fn raise(event: &OwnedFd) {
     // The counter overflows after 2^64 - 2 of these, and nothing else can fail.
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_of_the_worker_ends_the_device() {
+        let directory = tempfile::tempdir().expect("directory");
+        let vhost = directory.path().join("vhost");
+        let device = VsockDevice::start(VsockConfig {
+            vhost_socket: UnixListener::bind(&vhost).expect("vhost socket"),
+            uds_path: directory.path().join("v.sock"),
+            guest_cid: 3,
+        })
+        .expect("device");
+        let mut frontend = UnixStream::connect(&vhost).expect("frontend");
+        assert_eq!(device.end(), None);
+        device.shared.fail("worker broke".into());
+        device.shared.fail("and again".into());
+        assert_eq!(device.wait(), DeviceEnd::Failed("worker broke".into()));
+        // QEMU sees its side closed.
+        let read = std::io::Read::read(&mut frontend, &mut [0]);
+        assert!(!matches!(read, Ok(1..)), "{read:?}");
+    }
 }

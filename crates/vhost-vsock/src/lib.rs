@@ -3,7 +3,7 @@
 //!
 //! - `device`: the public [`VsockDevice`]: threads, start and end.
 //! - `backend`, `queues`: vhost-user and virtqueues; nothing about connections.
-//! - `muxer`: all connections, their sockets' events, ports and limits.
+//! - `muxer`, `ports`: all connections, their sockets' events, ports and limits.
 //! - `connection`, `credit`, `tx_buffer`: one connection; no queues, no epoll.
 //! - `header`, `connect_line`: parsers of what the guest and host programs say.
 //! - `host_sockets`: the Unix sockets themselves.
@@ -32,6 +32,7 @@ pub mod fuzzing;
 mod header;
 mod host_sockets;
 mod muxer;
+mod ports;
 mod queues;
 mod tx_buffer;
 

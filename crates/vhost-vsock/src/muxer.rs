@@ -15,6 +15,7 @@ use crate::connect_line::ConnectLine;
 use crate::connection::{Connection, HostEvent};
 use crate::header::{HOST_CID, Header, TYPE_STREAM, op};
 use crate::host_sockets::{self, HostListener};
+use crate::ports::{HostPorts, Ports};
 
 /// Most connections at a time, those whose connect line is awaited included.
 pub(crate) const MAX_CONNECTIONS: usize = 8192;
@@ -31,23 +32,11 @@ const SMALL_BUFFER: u32 = 64 * 1024;
 /// listened to any more: it could cause any number without ever taking one.
 const MAX_RESETS: usize = 1024;
 
-/// First port given to a host program's connection, as in Firecracker.
-const FIRST_HOST_PORT: u32 = 1 << 30;
-/// Ports end here.
-const END_HOST_PORT: u32 = 1 << 31;
-
 /// Host events taken in at a time.
 const EVENTS: usize = 64;
 
 /// The epoll token of the listening socket; connections have larger ones.
 const LISTENER: u64 = 0;
-
-/// The pair of ports that tells connections apart in packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Ports {
-    host: u32,
-    guest: u32,
-}
 
 /// A connection with what the muxer needs to know about it.
 #[derive(Debug)]
@@ -77,7 +66,7 @@ pub(crate) struct Muxer {
     ready: VecDeque<u64>,
     resets: VecDeque<Ports>,
     next_token: u64,
-    next_host_port: u32,
+    host_ports: HostPorts,
 }
 
 impl Muxer {
@@ -106,7 +95,7 @@ impl Muxer {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             next_token: LISTENER + 1,
-            next_host_port: FIRST_HOST_PORT,
+            host_ports: HostPorts::default(),
         })
     }
 
@@ -239,10 +228,10 @@ impl Muxer {
                 let Some(stream) = self.greeting.remove(&token) else {
                     return;
                 };
-                let ports = Ports {
-                    host: self.host_port(port),
-                    guest: port,
-                };
+                let by_ports = &self.by_ports;
+                let ports = self
+                    .host_ports
+                    .pair_with(port, |ports| by_ports.contains_key(ports));
                 let connection = Connection::from_host(ports.host, stream, self.buffer_size());
                 self.insert(token, ports, connection);
                 // The same event may have said that the stream has an end already.
@@ -353,20 +342,6 @@ impl Muxer {
     fn token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
-    }
-
-    /// A host port that is not in use with `guest`.
-    fn host_port(&mut self, guest: u32) -> u32 {
-        loop {
-            let host = self.next_host_port;
-            self.next_host_port += 1;
-            if self.next_host_port == END_HOST_PORT {
-                self.next_host_port = FIRST_HOST_PORT;
-            }
-            if !self.by_ports.contains_key(&Ports { host, guest }) {
-                return host;
-            }
-        }
     }
 
     fn buffer_size(&self) -> u32 {

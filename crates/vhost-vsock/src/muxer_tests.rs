@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 
 use super::*;
+use crate::ports::FIRST_HOST_PORT;
 
 const GUEST_CID: u64 = 3;
 

@@ -21,5 +21,9 @@ pub const HALF_CLOSE_REPORT: u32 = 1600;
 pub const CONNECT_OUT: u32 = 13;
 /// On the host: the guest connects when it is ready.
 pub const READY: u32 = 1;
-/// Reads the disk from its start to its end and answers with its length.
+/// Reads the whole disk, past the guest's cache, and answers with its length.
 pub const READ_DISK: u32 = 20;
+/// Takes anything to its end, looks at none of it, and answers with its length.
+pub const DISCARD: u32 = 21;
+/// Takes a line `length` and answers with as many zeroes.
+pub const ZEROES: u32 = 22;

@@ -25,7 +25,7 @@ const MODULES: [&str; 7] = [
 ];
 
 /// Size of the VM's disk in bytes.
-pub const DISK_LEN: usize = 64 << 20;
+pub const DISK_LEN: usize = 16 << 20;
 
 /// A booted VM whose probe is ready.
 pub struct Vm {
