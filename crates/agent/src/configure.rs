@@ -1,20 +1,16 @@
-//! The service `Agent`: gives the VM its identity and tells what this agent can do.
+//! Gives the VM its identity: hostname, clock, randomness.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
-use fc_proto::guest::{Agent, ConfigureRequest, ConfigureResponse, Mark, PROTOCOL, feature};
+use fc_proto::guest::ConfigureRequest;
 use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use ttrpc::Code;
-use ttrpc::asynchronous::TtrpcContext;
 
-use crate::debug;
-use crate::machine::Role;
 use crate::rpc::status;
 
 /// Longest random seed that is taken.
@@ -27,70 +23,33 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Why the VM could not be configured.
 #[derive(Debug, thiserror::Error)]
-enum ConfigureError {
+pub enum ConfigureError {
+    /// More than the kernel needs.
     #[error("Random seed has {0} bytes, at most {MAX_SEED} are accepted")]
     SeedTooLong(usize),
+    /// The hostname.
     #[error("Cannot set hostname {name:?}")]
     Hostname {
+        /// Which.
         name: String,
+        /// Why.
         #[source]
         source: Errno,
     },
+    /// The clock.
     #[error("Cannot set the clock")]
     Clock(#[source] Errno),
+    /// The random pool.
     #[error("Cannot seed the random pool")]
     Seed(#[source] io::Error),
 }
 
-/// Serves [`Agent`].
-#[derive(Debug)]
-pub struct ConfigureService {
-    role: Role,
-    marks: Vec<(&'static str, u64)>,
-}
-
-impl ConfigureService {
-    /// A service that reports `marks`, names and `CLOCK_BOOTTIME` in nanoseconds.
-    #[must_use]
-    pub fn new(role: Role, marks: Vec<(&'static str, u64)>) -> Self {
-        Self { role, marks }
-    }
-}
-
-#[async_trait]
-impl Agent for ConfigureService {
-    async fn configure(
-        &self,
-        _: &TtrpcContext,
-        request: ConfigureRequest,
-    ) -> ttrpc::Result<ConfigureResponse> {
-        debug!("Configure {} hostname={}", request.vm_id, request.hostname);
-        if self.role.owns_settings() {
-            apply(&request)?;
-        }
-        let mut response = ConfigureResponse::new();
-        response.agent_version = VERSION.to_owned();
-        response.protocol = PROTOCOL;
-        response.features = [
-            feature::ROOTFS_MOUNTS,
-            feature::HOST_LISTENS,
-            feature::UNMOUNT_FLUSHES,
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        let mark = |(name, boottime_ns): &(&str, u64)| {
-            let mut mark = Mark::new();
-            (*name).clone_into(&mut mark.name);
-            mark.boottime_ns = *boottime_ns;
-            mark
-        };
-        response.marks = self.marks.iter().map(mark).collect();
-        response.boottime_ns = boottime_ns();
-        Ok(response)
-    }
-}
-
-fn apply(request: &ConfigureRequest) -> Result<(), ConfigureError> {
+/// Sets what the request names. The seed is looked at first, so that a wrong request sets nothing.
+/// Repeating it sets the same again.
+///
+/// # Errors
+/// See [`ConfigureError`].
+pub fn apply(request: &ConfigureRequest) -> Result<(), ConfigureError> {
     if request.random_seed.len() > MAX_SEED {
         return Err(ConfigureError::SeedTooLong(request.random_seed.len()));
     }

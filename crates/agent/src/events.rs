@@ -1,9 +1,9 @@
-//! Events about tasks, on their way to the host's long-poll.
+//! Events about tasks, kept until the host has them.
 //!
-//! The service is the original's: the host calls `GetEvent` again and again, each answer is one
-//! `containerd.types.Envelope`. The host is known to have an event when it polls again on the same
-//! connection; an event whose fate is unknown when a new connection polls is sent once more. So
-//! events arrive at least once and in order.
+//! Every event has a number. `Agent.NextEvent` names the last one that has arrived and gets the
+//! next, on whatever connection. The original's `GetEvent` has no numbers: the host is known to
+//! have an event when it polls again on the same connection; an event whose fate is unknown when a
+//! new connection polls is sent once more. So events arrive at least once and in order.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,10 +79,33 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Queue {
+    /// With consecutive numbers, the last of which is `last`.
     waiting: VecDeque<Envelope>,
-    /// The event last given out, and the number of the request that got it.
-    sent: Option<(u32, Envelope)>,
-    dropped: u64,
+    /// Number of the newest event; they count from 1.
+    last: u64,
+    /// How many before the first one waiting were dropped.
+    lost: u64,
+    /// What `GetEvent` gave out last: the number of the request and that of the event.
+    polled: Option<(u32, u64)>,
+}
+
+/// An event, as the host gets it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Numbered {
+    /// Its number.
+    pub number: u64,
+    /// How many events just before it were dropped.
+    pub lost: u64,
+    /// The event.
+    pub envelope: Envelope,
+}
+
+/// The host has seen the future.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("Event {after} has not happened yet, the last one is {last}; start again from 0")]
+pub struct NoSuchEvent {
+    after: u64,
+    last: u64,
 }
 
 impl Events {
@@ -101,11 +124,33 @@ impl Events {
         self.0.added.notify_waiters();
     }
 
-    /// Waits for the next event, on behalf of request number `request`.
-    async fn next(&self, request: u32) -> Envelope {
+    /// Forgets events up to number `after` and waits for the next one, which stays.
+    ///
+    /// # Errors
+    /// When there was no event with that number.
+    pub async fn next(&self, after: u64) -> Result<Numbered, NoSuchEvent> {
         loop {
             let added = self.0.added.notified();
-            if let Some(envelope) = self.lock().take(request) {
+            {
+                let mut queue = self.lock();
+                if after > queue.last {
+                    let last = queue.last;
+                    return Err(NoSuchEvent { after, last });
+                }
+                queue.forget(after);
+                if let Some(event) = queue.first() {
+                    return Ok(event);
+                }
+            }
+            added.await;
+        }
+    }
+
+    /// Waits for the next event, on behalf of request number `request` of the original's poll.
+    async fn poll(&self, request: u32) -> Envelope {
+        loop {
+            let added = self.0.added.notified();
+            if let Some(envelope) = self.lock().poll(request) {
                 return envelope;
             }
             added.await;
@@ -121,28 +166,46 @@ impl Queue {
     fn push(&mut self, envelope: Envelope) {
         if self.waiting.len() >= CAPACITY {
             self.waiting.pop_front();
-            self.dropped += 1;
-            if self.dropped.is_power_of_two() {
-                say!(
-                    "{} events dropped: the host does not fetch them",
-                    self.dropped
-                );
+            self.lost += 1;
+            if self.lost.is_power_of_two() {
+                say!("{} events dropped: the host does not fetch them", self.lost);
             }
         }
         self.waiting.push_back(envelope);
+        self.last += 1;
     }
 
-    fn take(&mut self, request: u32) -> Option<Envelope> {
+    /// Number of the first event that waits, or would.
+    fn first_number(&self) -> u64 {
+        self.last + 1 - self.waiting.len() as u64
+    }
+
+    fn first(&self) -> Option<Numbered> {
+        self.waiting.front().map(|envelope| Numbered {
+            number: self.first_number(),
+            lost: self.lost,
+            envelope: envelope.clone(),
+        })
+    }
+
+    /// The host has the events up to `number`.
+    fn forget(&mut self, number: u64) {
+        while self.first_number() <= number && self.waiting.pop_front().is_some() {
+            self.lost = 0;
+        }
+    }
+
+    fn poll(&mut self, request: u32) -> Option<Envelope> {
         // Requests on one connection have growing numbers; a smaller one is of a new connection,
         // whose host may not have got the last answer.
-        if let Some((last, envelope)) = self.sent.take()
-            && request <= last
+        if let Some((last, number)) = self.polled.take()
+            && request > last
         {
-            self.waiting.push_front(envelope);
+            self.forget(number);
         }
-        let envelope = self.waiting.pop_front()?;
-        self.sent = Some((request, envelope.clone()));
-        Some(envelope)
+        let event = self.first()?;
+        self.polled = Some((request, event.number));
+        Some(event.envelope)
     }
 }
 
@@ -162,7 +225,7 @@ struct Getter(Events);
 #[async_trait]
 impl MethodHandler for Getter {
     async fn handler(&self, context: TtrpcContext, _: Request) -> ttrpc::Result<Response> {
-        let envelope = self.0.next(context.mh.stream_id).await;
+        let envelope = self.0.poll(context.mh.stream_id).await;
         let mut response = Response::new();
         response.set_status(ttrpc::get_status(Code::OK, ""));
         response.payload = envelope
@@ -198,7 +261,7 @@ mod tests {
     fn topics(queue: &mut Queue, requests: &[u32]) -> Vec<String> {
         requests
             .iter()
-            .filter_map(|request| queue.take(*request).map(|e| e.topic))
+            .filter_map(|request| queue.poll(*request).map(|e| e.topic))
             .collect()
     }
 
@@ -220,13 +283,48 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_events_are_dropped() {
+    fn a_poll_without_an_event_keeps_what_was_unconfirmed() {
         let mut queue = Queue::default();
-        for number in 0..=CAPACITY {
+        queue.push(envelope("a"));
+        assert_eq!(topics(&mut queue, &[5, 7]), ["a"]);
+        queue.push(envelope("b"));
+        assert_eq!(topics(&mut queue, &[1]), ["b"]);
+    }
+
+    #[test]
+    fn the_oldest_events_are_dropped_and_counted() {
+        let mut queue = Queue::default();
+        for number in 1..=CAPACITY + 2 {
             queue.push(envelope(&number.to_string()));
         }
         assert_eq!(queue.waiting.len(), CAPACITY);
-        assert_eq!(topics(&mut queue, &[1]), ["1"]);
+        let first = queue.first().unwrap();
+        assert_eq!((first.number, first.lost), (3, 2));
+        assert_eq!(first.envelope.topic, "3");
+        queue.forget(first.number);
+        let next = queue.first().unwrap();
+        assert_eq!((next.number, next.lost), (4, 0));
+    }
+
+    fn number(event: Result<Numbered, NoSuchEvent>) -> (u64, String) {
+        let event = event.unwrap();
+        (event.number, event.envelope.topic)
+    }
+
+    #[tokio::test]
+    async fn an_event_stays_until_its_number_is_named() {
+        let events = Events::default();
+        let mut waiting = std::pin::pin!(events.next(0));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        events.publish("ns", topic::START, &Envelope::new());
+        events.publish("ns", topic::EXIT, &Envelope::new());
+        assert_eq!(number(waiting.await), (1, "/tasks/start".to_owned()));
+        assert_eq!(number(events.next(0).await).0, 1);
+        assert_eq!(number(events.next(1).await), (2, "/tasks/exit".to_owned()));
+        assert_eq!(number(events.next(0).await).0, 2, "1 is forgotten");
+        let future = events.next(3).await.unwrap_err();
+        assert_eq!(future, NoSuchEvent { after: 3, last: 2 });
+        assert!(futures_util::poll!(std::pin::pin!(events.next(2))).is_pending());
     }
 
     #[tokio::test]
@@ -234,13 +332,13 @@ mod tests {
         let events = Events::default();
         let gone = tokio::spawn({
             let events = events.clone();
-            async move { events.next(1).await }
+            async move { events.poll(1).await }
         });
         tokio::task::yield_now().await;
         gone.abort();
         let _ = gone.await;
         events.publish("ns", topic::START, &Envelope::new());
-        let event = events.next(1).await;
+        let event = events.poll(1).await;
         assert_eq!(
             (event.namespace.as_str(), event.topic.as_str()),
             ("ns", "/tasks/start")

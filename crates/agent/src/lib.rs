@@ -3,7 +3,8 @@
 //! - [`server`] puts the parts together; [`pid1`] and [`machine`] are about the machine as a whole.
 //! - [`task`] holds containers and processes and serves containerd's task API; it has the work
 //!   done by [`oci`] (the OCI runtime), [`stdio`] (streams to the host), [`mount`], [`cgroup`].
-//! - [`drives`] serves the mounting of drives, [`events`] the long-poll, [`configure`] our own part.
+//! - [`drives`] serves the mounting of drives, [`events`] the long-poll, [`own`] what the original's
+//!   agent lacks, with [`configure`] and [`export`] behind it.
 //! - [`reaper`] collects exit statuses; [`fd`], [`transport`], [`uevent`], [`tracker`] are tools.
 //!
 //! Everything runs on one thread; what waits for a disk runs beside it. A library only so that
@@ -15,11 +16,13 @@ pub mod cgroup;
 pub mod configure;
 pub mod drives;
 pub mod events;
+pub mod export;
 pub mod fd;
 pub mod log;
 pub mod machine;
 pub mod mount;
 pub mod oci;
+pub mod own;
 pub mod pid1;
 pub mod reaper;
 mod rpc;

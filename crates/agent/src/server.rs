@@ -20,12 +20,14 @@ use ttrpc::asynchronous::transport::{Listener, Socket};
 
 use crate::announce::announce;
 use crate::args::Args;
-use crate::configure::{ConfigureService, VERSION, boottime_ns};
+use crate::configure::{VERSION, boottime_ns};
 use crate::drives::{DriveError, DriveService, Drives};
 use crate::events::{self, Events};
+use crate::export::Exporter;
 use crate::log::chain;
 use crate::machine::{Role, Shutdown};
 use crate::oci::{Runtime, RuntimeError};
+use crate::own::AgentService;
 use crate::reaper::Reaper;
 use crate::say;
 use crate::task::{Env, IoService, TaskService, Tasks};
@@ -34,7 +36,7 @@ use crate::transport::Transport;
 use crate::uevent::Uevents;
 
 /// Directory of the agent's own files in a VM.
-const STATE_DIR: &str = "/run/firecracker-agent";
+pub(crate) const STATE_DIR: &str = "/run/firecracker-agent";
 /// After Shutdown's answer, bound on the host's closing of the control connection.
 const GOODBYE_BOUND: Duration = Duration::from_millis(500);
 
@@ -115,7 +117,7 @@ async fn serve(
     make_dir(&state)?;
     make_dir(&bundles)?;
     let uevents = Uevents::start().map_err(StartError::Uevents)?;
-    let drives = Arc::new(Drives::discover(uevents, bundles.clone())?);
+    let drives = Arc::new(Drives::discover(uevents, bundles.clone(), role)?);
     let runtime = Runtime::new(
         args.runtime.clone(),
         args.runtime_args.clone(),
@@ -130,7 +132,7 @@ async fn serve(
         runtime,
         events: events.clone(),
         streams: streams.clone(),
-        bundles,
+        bundles: bundles.clone(),
         cgroup_parent: args.cgroup_parent.clone(),
     }));
     let shutdown = Shutdown::new(role, streams);
@@ -145,13 +147,20 @@ async fn serve(
         .map_err(|error| listen_error(ttrpc::Error::Others(error.to_string())))?;
     marks.push(("ready", boottime_ns()));
     let task_service = TaskService::new(Arc::clone(&tasks), shutdown.clone());
+    let agent_service = AgentService {
+        role,
+        marks,
+        events: events.clone(),
+        tasks: Arc::clone(&tasks),
+        exporter: Arc::new(Exporter::new(transport.clone(), bundles)),
+    };
     let mut server = Server::new()
         .add_listener(counted(listener, connections.clone()))
         .register_service(create_task(Arc::new(task_service)))
         .register_service(create_io_proxy(Arc::new(IoService::new(tasks.clone()))))
         .register_service(create_drive_mounter(Arc::new(DriveService::new(drives))))
         .register_service(events::service(events))
-        .register_service(create_agent(Arc::new(ConfigureService::new(role, marks))));
+        .register_service(create_agent(Arc::new(agent_service)));
     server.start().await.map_err(listen_error)?;
     say!("Version {VERSION} serves on port {}", args.port);
     announce(transport, None).await;

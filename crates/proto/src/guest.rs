@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::generated::agent::{
-    ConfigureRequest, ConfigureResponse, ExportUpperRequest, Mark, NextEventRequest,
-    NextEventResponse,
+    ConfigureRequest, ConfigureResponse, ExportUpperRequest, ExportUpperResponse, Mark,
+    NextEventRequest, NextEventResponse,
 };
 pub use crate::generated::agent_ttrpc::{Agent, AgentClient, create_agent};
 pub use crate::generated::drivemount::{MountDriveRequest, UnmountDriveRequest};

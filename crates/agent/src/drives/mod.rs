@@ -5,20 +5,26 @@
 //! mapping from ids to devices, once read, stays.
 
 mod device;
-mod path;
+mod holders;
+mod point;
 mod service;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::mount::{self, InfoError, MountError};
+use nix::errno::Errno;
+
+use crate::machine::Role;
+use crate::mount::{self, InfoError, MountError, RootError};
+use crate::server::STATE_DIR;
 use crate::uevent::Uevents;
 use device::Device;
+use point::MountPoint;
 pub use service::DriveService;
 
 /// Bound on a swap's becoming visible in the guest; the host has done it before it calls.
@@ -39,9 +45,26 @@ pub enum DriveError {
         /// The ids there are.
         present: String,
     },
-    /// The destination is below a system directory.
-    #[error("Drives cannot be mounted at {0}: it is inside /proc, /sys or /dev")]
-    Destination(PathBuf),
+    /// The destination holds what the guest needs.
+    #[error("Drives cannot be mounted at {path}: {place} belongs to the guest's system")]
+    Destination {
+        /// The destination.
+        path: PathBuf,
+        /// What it is with all links resolved.
+        place: PathBuf,
+    },
+    /// The destination is to be made where nothing can be.
+    #[error("Cannot make mount point {0}: the guest's root is read-only")]
+    ReadOnlyRoot(PathBuf),
+    /// Making room for it failed.
+    #[error("Cannot make the guest's root writable for mount point {path}")]
+    Root {
+        /// The destination.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<RootError>,
+    },
     /// The destination cannot be looked at or made.
     #[error("Cannot make mount point {path}")]
     MountPoint {
@@ -69,12 +92,14 @@ pub enum DriveError {
         source: io::Error,
     },
     /// Somebody still uses the device.
-    #[error("Drive {id:?} ({name}) is still in use")]
+    #[error("Drive {id:?} ({name}) is still in use by {holders}")]
     Busy {
         /// The drive.
         id: String,
         /// Its kernel name.
         name: String,
+        /// Who they are.
+        holders: String,
     },
     /// Mounting itself.
     #[error(transparent)]
@@ -91,18 +116,23 @@ pub struct Drives {
     uevents: Uevents,
     /// Mount points below it are removed after unmounting.
     bundles: PathBuf,
+    role: Role,
+    /// Held while the root is being made writable; whether it was.
+    root: Arc<Mutex<bool>>,
 }
 
 impl Drives {
-    /// Finds the stubs that are there now.
+    /// Finds the stubs that are there now. With `role` `Init` the root is the agent's to change.
     ///
     /// # Errors
     /// When the list of block devices cannot be read.
-    pub fn discover(uevents: Uevents, bundles: PathBuf) -> Result<Self, DriveError> {
+    pub fn discover(uevents: Uevents, bundles: PathBuf, role: Role) -> Result<Self, DriveError> {
         let drives = Self {
             known: Mutex::default(),
             uevents,
             bundles,
+            role,
+            root: Arc::default(),
         };
         drives.scan()?;
         Ok(drives)
@@ -121,24 +151,37 @@ impl Drives {
         options: &[String],
     ) -> Result<(), DriveError> {
         let device = self.find(id)?;
-        let target = path::resolve(destination).map_err(|source| DriveError::MountPoint {
-            path: destination.to_owned(),
-            source,
-        })?;
-        if path::is_system(&target) {
-            return Err(DriveError::Destination(destination.to_owned()));
-        }
+        let point = self.mount_point(destination).await?;
         self.wait_for_swap(id, &device).await?;
-        path::make_private(&target).map_err(|source| DriveError::MountPoint {
-            path: target.clone(),
-            source,
-        })?;
         let (fstype, options) = (fstype.to_owned(), options.to_vec());
         blocking(move || {
             // The kernel may have cached sectors of the file that was there before.
             device.drop_cache()?;
-            mount::mount_at(&device.path(), &target, &fstype, &options)?;
+            mount::mount_at(&device.path(), &point.handle(), &fstype, &options)
+                .map_err(|error| error.at(point.path()))?;
             Ok(())
+        })
+        .await
+    }
+
+    /// The directory `path`, made if need be, also on a read-only root if that is ours.
+    async fn mount_point(&self, path: &Path) -> Result<MountPoint, DriveError> {
+        let (path, role, root) = (path.to_owned(), self.role, Arc::clone(&self.root));
+        blocking(move || match MountPoint::make(&path) {
+            Err(DriveError::ReadOnlyRoot(_)) if role == Role::Init => {
+                let mut writable = root.lock().unwrap_or_else(PoisonError::into_inner);
+                if !*writable {
+                    mount::make_writable(&Path::new(STATE_DIR).join("root")).map_err(|source| {
+                        DriveError::Root {
+                            path: path.clone(),
+                            source: Box::new(source),
+                        }
+                    })?;
+                    *writable = true;
+                }
+                MountPoint::make(&path)
+            }
+            result => result,
         })
         .await
     }
@@ -151,14 +194,20 @@ impl Drives {
     pub async fn unmount(&self, id: &str) -> Result<(), DriveError> {
         let device = self.find(id)?;
         let bundles = self.bundles.clone();
-        let copy = device.clone();
+        let (owned, copy) = (id.to_owned(), device.clone());
         blocking(move || {
             let (major, minor) = copy.number()?;
             let mut points = mount::mount_points(major, minor)?;
             points.reverse();
             for point in points {
-                mount::unmount(&point)?;
-                path::remove_empty(&point, &bundles);
+                match mount::unmount(&point) {
+                    Err(MountError::Unmount {
+                        source: Errno::EBUSY,
+                        ..
+                    }) => return Err(busy(&owned, &copy)),
+                    result => result?,
+                }
+                point::remove_empty(&point, &bundles);
             }
             copy.flush()
         })
@@ -166,10 +215,8 @@ impl Drives {
         let deadline = Instant::now() + BUSY_BOUND;
         while device.is_claimed()? {
             if Instant::now() >= deadline {
-                return Err(DriveError::Busy {
-                    id: id.to_owned(),
-                    name: device.name().to_owned(),
-                });
+                let id = id.to_owned();
+                return blocking(move || Err(busy(&id, &device))).await;
             }
             sleep(BUSY_INTERVAL).await;
         }
@@ -215,6 +262,18 @@ impl Drives {
             known.entry(id).or_insert(device);
         }
         Ok(())
+    }
+}
+
+/// The error for a device that somebody does not let go of.
+fn busy(id: &str, device: &Device) -> DriveError {
+    match device.number() {
+        Ok((major, minor)) => DriveError::Busy {
+            id: id.to_owned(),
+            name: device.name().to_owned(),
+            holders: holders::name(major, minor),
+        },
+        Err(error) => error,
     }
 }
 

@@ -65,12 +65,10 @@ impl From<DriveError> for ttrpc::Error {
     fn from(error: DriveError) -> Self {
         let code = match &error {
             DriveError::Unknown { .. } => Code::NOT_FOUND,
-            DriveError::Destination(_) => Code::INVALID_ARGUMENT,
+            DriveError::Destination { .. } => Code::INVALID_ARGUMENT,
             DriveError::NotSwapped(_) => Code::DEADLINE_EXCEEDED,
             DriveError::Busy { .. } => Code::FAILED_PRECONDITION,
-            DriveError::Mount(crate::mount::MountError::Unmount { .. }) => {
-                Code::FAILED_PRECONDITION
-            }
+            DriveError::ReadOnlyRoot(_) => Code::FAILED_PRECONDITION,
             _ => Code::UNKNOWN,
         };
         status(code, &error)

@@ -31,6 +31,33 @@ pub fn disk_mounts() -> Result<Vec<PathBuf>, InfoError> {
         .collect())
 }
 
+/// What is mounted directly on the root file system, the last on each place.
+///
+/// # Errors
+/// When the kernel's list cannot be read.
+pub fn top_mounts() -> Result<Vec<PathBuf>, InfoError> {
+    let table = std::fs::read("/proc/self/mountinfo").map_err(InfoError)?;
+    Ok(parse_top(&table))
+}
+
+/// Whether a process's mount table lists the block device `major:minor`.
+#[must_use]
+pub fn is_listed(table: &[u8], major: u64, minor: u64) -> bool {
+    let device = format!("{major}:{minor}");
+    entries(table).any(|entry| entry.device == device.as_bytes())
+}
+
+fn parse_top(table: &[u8]) -> Vec<PathBuf> {
+    let root = entries(table).filter(|entry| entry.target == b"/").last();
+    let Some(root) = root.map(|entry| entry.id) else {
+        return Vec::new();
+    };
+    entries(table)
+        .filter(|entry| entry.parent == root && entry.target != b"/")
+        .map(|entry| unescape(entry.target))
+        .collect()
+}
+
 fn parse(table: &[u8], device: &str) -> Vec<PathBuf> {
     entries(table)
         .filter(|entry| entry.device == device.as_bytes())
@@ -39,6 +66,9 @@ fn parse(table: &[u8], device: &str) -> Vec<PathBuf> {
 }
 
 struct Entry<'a> {
+    id: &'a [u8],
+    /// Id of the mount that it is mounted on.
+    parent: &'a [u8],
     device: &'a [u8],
     target: &'a [u8],
     fstype: &'a [u8],
@@ -54,11 +84,15 @@ impl Entry<'_> {
 fn entries(table: &[u8]) -> impl Iterator<Item = Entry<'_>> {
     table.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
-        let device = fields.nth(2)?;
+        let id = fields.next()?;
+        let parent = fields.next()?;
+        let device = fields.next()?;
         let target = fields.nth(1)?;
         // Optional fields end with a dash.
         let fstype = fields.skip_while(|field| *field != b"-").nth(1)?;
         Some(Entry {
+            id,
+            parent,
             device,
             target,
             fstype,
@@ -102,6 +136,20 @@ mod tests {
             32 21 254:16 /sub /again rw - ext4 /dev/vdb rw\n";
         let found = parse(table, "254:16");
         assert_eq!(found, [PathBuf::from("/a b"), PathBuf::from("/again")]);
+    }
+
+    #[test]
+    fn only_what_is_on_the_root_itself_is_at_the_top() {
+        let table = b"1 1 0:2 / / rw - rootfs rootfs rw\n\
+            21 1 254:0 / / ro - erofs /dev/vda ro\n\
+            22 21 0:5 / /dev rw - devtmpfs dev rw\n\
+            23 22 0:6 / /dev/pts rw - devpts devpts rw\n\
+            24 21 0:7 / /a\\040b rw - tmpfs tmpfs rw\n";
+        assert_eq!(
+            parse_top(table),
+            [PathBuf::from("/dev"), PathBuf::from("/a b")]
+        );
+        assert!(is_listed(table, 254, 0) && !is_listed(table, 25, 0));
     }
 
     #[test]

@@ -3,15 +3,17 @@
 mod info;
 mod modules;
 mod options;
+mod root;
 
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-pub use info::{InfoError, disk_mounts, mount_points};
+pub use info::{InfoError, disk_mounts, is_listed, mount_points};
 pub use modules::ModuleError;
 pub use options::Options;
+pub use root::{RootError, make_writable};
 
 /// Why something could not be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,29 @@ pub enum MountError {
         #[source]
         source: ModuleError,
     },
+}
+
+impl MountError {
+    /// The error with `shown` for the target, where that was only a descriptor's name.
+    #[must_use]
+    pub fn at(self, shown: &Path) -> Self {
+        match self {
+            Self::Mount {
+                mount_source,
+                fstype,
+                options,
+                source,
+                ..
+            } => Self::Mount {
+                mount_source,
+                fstype,
+                target: shown.to_owned(),
+                options,
+                source,
+            },
+            other => other,
+        }
+    }
 }
 
 /// Mounts `source` of type `fstype` at the existing directory `target`. Blocks.

@@ -28,7 +28,7 @@ use crate::transport::Transport;
 use bundle::Bundle;
 pub use error::TaskError;
 pub use io_service::IoService;
-use process::Process;
+use process::{Phase, Process};
 pub use service::TaskService;
 
 /// What operations on tasks need of the rest of the agent.
@@ -81,6 +81,27 @@ impl Tasks {
             env,
             containers: Mutex::default(),
         }
+    }
+
+    /// Checks that no process of container `id` can write to files now: it is frozen, has ended, or
+    /// is not listed any more.
+    ///
+    /// # Errors
+    /// When it runs or is about to, or the id is no id.
+    pub fn check_at_rest(&self, id: &str) -> Result<(), TaskError> {
+        id::validate(id)?;
+        let state = match self.containers().get(id) {
+            None => return Ok(()),
+            Some(None) => "being created",
+            Some(Some(container)) => match container.init.state().phase {
+                Phase::Running => Phase::Running.as_str(),
+                Phase::Created | Phase::Paused | Phase::Stopped | Phase::Deleted => return Ok(()),
+            },
+        };
+        Err(TaskError::State {
+            action: "export the files of",
+            state,
+        })
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
