@@ -10,7 +10,7 @@
 //!   before the start.
 //! - [`machine`], [`console`]: the running guest; [`qemu`]: the process behind it.
 //! - [`mmds`]: the metadata's data store.
-//! - [`limit`], [`relay`]: rate limiters of network interfaces. [`readiness`]: descriptors in the event loop.
+//! - [`limit`], [`relay`], [`entropy`]: rate limiters of network interfaces and of the entropy device. [`readiness`]: descriptors in the event loop.
 //! - [`boot_args`], [`tsc`], [`kernel_image`], [`initrd`]: what QEMU needs that Firecracker does not.
 //!
 //! Nothing here knows of containers, of containerd or of what runs in the guest.
@@ -21,6 +21,7 @@ pub mod cli;
 pub mod console;
 pub mod controller;
 pub mod drive;
+pub mod entropy;
 pub mod exit;
 pub mod fault;
 pub mod initrd;

@@ -52,15 +52,18 @@ impl Limit {
         self.changed.notify_one();
     }
 
-    /// Waits until an operation is allowed. One task waits at a time.
-    pub async fn ready(&self) {
+    /// Waits until an operation is allowed; says whether it had to. One task waits at a time.
+    pub async fn ready(&self) -> bool {
+        let mut waited = false;
         while let Some(wait) = self.wait(Instant::now()) {
+            waited = true;
             // A limit is a matter of time; and the limit may change.
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.changed.notified() => {}
             }
         }
+        waited
     }
 
     /// Takes the tokens of an operation on so many bytes. There may be fewer: the next one waits for them.

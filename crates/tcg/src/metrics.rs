@@ -45,8 +45,13 @@ pub enum MetricsError {
 
 /// Adds one to a counter.
 pub fn add(group: impl Into<Cow<'static, str>>, name: &'static str) {
+    add_many(group, name, 1);
+}
+
+/// Adds to a counter.
+pub fn add_many(group: impl Into<Cow<'static, str>>, name: &'static str, growth: u64) {
     let mut metrics = METRICS.lock().unwrap_or_else(PoisonError::into_inner);
-    *counter(&mut metrics.groups, group.into(), name) += 1;
+    *counter(&mut metrics.groups, group.into(), name) += growth;
 }
 
 /// Takes over the present value of a counter that others keep and that never shrinks.

@@ -170,15 +170,8 @@ impl Controller {
             Action::PutNetwork(config) => self.resources.set_interface(config)?,
             Action::PutBalloon(config) => self.resources.set_balloon(config)?,
             Action::PutEntropy(config) => {
-                let limiter = config.rate_limiter.and_then(RateLimiter::effective);
-                if limiter.is_some_and(|limiter| limiter.ops.is_some()) {
-                    return Err(not_offered(
-                        "A limit on operations of the entropy device, other than on bytes,",
-                    ));
-                }
-                self.resources.set_entropy(EntropyConfig {
-                    rate_limiter: limiter,
-                });
+                let rate_limiter = config.rate_limiter.and_then(RateLimiter::effective);
+                self.resources.set_entropy(EntropyConfig { rate_limiter });
             }
             Action::PutLogger(config) => logger::configure(config).map_err(Fault::Logger)?,
             Action::PutMetrics(config) => {

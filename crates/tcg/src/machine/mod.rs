@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::console::Console;
 use crate::drive::{DriveFile, DriveMode};
+use crate::entropy::Source;
 use crate::initrd;
 use crate::logger::open_nonblocking;
 use crate::model::RateLimiter;
@@ -39,6 +40,7 @@ pub struct Machine {
     qmp: Qmp,
     drives: Vec<RunningDrive>,
     _relays: Vec<Relay>,
+    _entropy: Option<Source>,
     pause: Option<Pause>,
 }
 
@@ -110,6 +112,13 @@ impl Machine {
             interfaces.push(PlannedInterface { mac, link });
             relays.extend(relay);
         }
+        let (entropy, entropy_of_qemu) = match resources.entropy().map(Source::start) {
+            Some(started) => {
+                let (source, fd) = started.map_err(preparing("the entropy device"))?;
+                (Some(source), Some(fd))
+            }
+            None => (None, None),
+        };
         let bell =
             memfd_create("bell", MemfdFlags::CLOEXEC).map_err(|error| QemuError::Prepare {
                 what: "drive swaps",
@@ -126,7 +135,7 @@ impl Machine {
             bell: bell.into(),
             interfaces,
             balloon: resources.balloon(),
-            entropy: resources.entropy(),
+            entropy: entropy_of_qemu,
             vsock,
             qmp: qmp_of_qemu.into(),
             console: console_of_qemu.into(),
@@ -164,6 +173,7 @@ impl Machine {
                 qmp,
                 drives,
                 _relays: relays,
+                _entropy: entropy,
                 pause: None,
             },
             console,

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use serde_json::{Value, json};
 
 use crate::drive::Drive;
-use crate::model::{BalloonConfig, EntropyConfig, HugePages, MacAddress, MachineConfig};
+use crate::model::{BalloonConfig, HugePages, MacAddress, MachineConfig};
 
 /// A drive at the start of the guest.
 #[derive(Debug)]
@@ -67,8 +67,8 @@ pub struct Plan<'a> {
     pub interfaces: Vec<PlannedInterface>,
     /// The balloon.
     pub balloon: Option<&'a BalloonConfig>,
-    /// The source of random numbers.
-    pub entropy: Option<&'a EntropyConfig>,
+    /// QEMU's end of the connection that random numbers come from.
+    pub entropy: Option<OwnedFd>,
     /// QEMU's end of the vhost-user connection of the vsock device.
     pub vsock: Option<OwnedFd>,
     /// QEMU's end of the control connection.
@@ -111,7 +111,8 @@ impl Plan<'_> {
                 .iter()
                 .map(|planned| planned.link.as_raw_fd()),
         );
-        fds.extend(self.vsock.as_ref().map(AsRawFd::as_raw_fd));
+        let optional = [&self.vsock, &self.entropy];
+        fds.extend(optional.into_iter().flatten().map(AsRawFd::as_raw_fd));
         fds.extend(self.initrd_fd.as_ref().map(AsRawFd::as_raw_fd));
         fds
     }
@@ -200,7 +201,6 @@ mod tests {
             huge_pages: HugePages::TwoMib,
             ..MachineConfig::default()
         };
-        let entropy = EntropyConfig::default();
         let balloon = BalloonConfig {
             deflate_on_oom: true,
             ..BalloonConfig::default()
@@ -219,7 +219,7 @@ mod tests {
                 link: Link::Socket(null()),
             }],
             balloon: Some(&balloon),
-            entropy: Some(&entropy),
+            entropy: Some(null()),
             vsock: Some(null()),
             qmp: null(),
             console: null(),
@@ -252,6 +252,6 @@ mod tests {
                 .any(|arg| arg.contains("\"deflate-on-oom\":true"))
         );
         assert!(args.iter().any(|arg| arg.contains("\"type\":\"dgram\"")));
-        assert_eq!(plan.inherited().len(), 5);
+        assert_eq!(plan.inherited().len(), 6);
     }
 }

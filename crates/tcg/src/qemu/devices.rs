@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::command::{Arguments, Link, Plan, PlannedDrive};
 use crate::drive::DriveMode;
-use crate::model::{EntropyConfig, TokenBucket};
 
 /// Virtio devices of all kinds that a guest can have: microvm has 24 virtio-mmio transports, but with more
 /// than 22 in use guests were seen to hang.
@@ -120,25 +119,21 @@ impl Plan<'_> {
                 &json!({ "driver": "vhost-user-vsock-device", "chardev": "vsock" }),
             );
         }
-        if let Some(entropy) = self.entropy {
+        if let Some(entropy) = &self.entropy {
+            args.option(
+                "-chardev",
+                format!("socket,id=entropy,fd={}", entropy.as_raw_fd()),
+            );
             args.json(
                 "-object",
-                &json!({ "qom-type": "rng-builtin", "id": "rng" }),
+                &json!({ "qom-type": "rng-egd", "id": "rng", "chardev": "entropy" }),
             );
-            args.json("-device", &entropy_device(entropy));
+            args.json(
+                "-device",
+                &json!({ "driver": "virtio-rng-device", "rng": "rng" }),
+            );
         }
     }
-}
-
-/// The source of random numbers. QEMU's own quota of bytes in a period is Firecracker's bucket of bytes.
-fn entropy_device(config: &EntropyConfig) -> Value {
-    let mut device = json!({ "driver": "virtio-rng-device", "rng": "rng" });
-    let limiter = config.rate_limiter.unwrap_or_default();
-    if let Some(bytes) = limiter.bandwidth.filter(TokenBucket::limits) {
-        device["max-bytes"] = json!(bytes.size.min(i64::MAX.unsigned_abs()));
-        device["period"] = json!(u32::try_from(bytes.refill_time).unwrap_or(u32::MAX));
-    }
-    device
 }
 
 #[cfg(test)]
@@ -157,18 +152,5 @@ mod tests {
         assert_eq!(node["read-only"], true);
         assert_eq!(node["file"]["filename"], "/dev/fdset/7");
         assert_eq!(node["cache"]["no-flush"], false);
-    }
-
-    #[test]
-    fn entropy_has_a_quota() {
-        let config = serde_json::from_str(
-            r#"{"rate_limiter":{"bandwidth":{"size":1000,"refill_time":100}}}"#,
-        )
-        .unwrap();
-        let device = entropy_device(&config);
-        assert_eq!(device["max-bytes"], 1000);
-        assert_eq!(device["period"], 100);
-        let free = entropy_device(&EntropyConfig::default());
-        assert_eq!(free.get("period"), None);
     }
 }

@@ -96,6 +96,7 @@ fn a_jail_needs_no_more_than_is_told() {
     vmm.shell("printf written > /dev/vda; sync");
     vmm.ok("PATCH", "/vm", &json!({ "state": "Paused" }));
     vmm.ok("PATCH", "/vm", &json!({ "state": "Resumed" }));
+    assert!(!vmm.log().contains("stand still"), "{}", vmm.log());
     vmm.shell("ip link set eth0 up");
     vmm.shell("reboot -f >/dev/null 2>&1 &");
     assert_eq!(vmm.wait().code(), Some(0), "{}", vmm.log());

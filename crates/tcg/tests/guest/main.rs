@@ -61,7 +61,7 @@ fn a_guest_from_start_to_reboot() {
         "/vsock",
         &json!({ "guest_cid": 3, "uds_path": "v.sock" }),
     );
-    let entropy = json!({ "rate_limiter": { "bandwidth": { "size": 4096, "refill_time": 10 } } });
+    let entropy = json!({ "rate_limiter": { "bandwidth": { "size": 1000, "refill_time": 250 } } });
     vmm.ok("PUT", "/entropy", &entropy);
     let balloon = json!({ "amount_mib": 8, "deflate_on_oom": true, "stats_polling_interval_s": 1 });
     vmm.ok("PUT", "/balloon", &balloon);
@@ -83,6 +83,7 @@ fn a_guest_from_start_to_reboot() {
     drives::are_swapped_under_load(&mut vmm, directory.path());
     drives::have_limits(&mut vmm);
     balloon::gives_memory(&mut vmm);
+    entropy_has_a_quota(&mut vmm);
     if let Some(taps) = &taps {
         network::carry_traffic(&mut vmm, taps);
     }
@@ -145,6 +146,17 @@ fn state_machine_after_the_start(vmm: &Vmm) {
     vmm.action("FlushMetrics");
 }
 
+/// 4000 bytes in a second.
+fn entropy_has_a_quota(vmm: &mut Vmm) {
+    let start = Instant::now();
+    let read = vmm.shell("head -c 8000 /dev/hwrng | wc -c");
+    let time = start.elapsed();
+    assert_eq!(read, "8000");
+    // A bucketful may have been there, and the kernel may have kept some.
+    assert!(time > Duration::from_millis(1000), "{time:?}");
+    assert!(time < Duration::from_secs(20), "{time:?}");
+}
+
 fn metrics_count(directory: &Path, network: bool) {
     let lines = fs::read_to_string(directory.join("metrics")).unwrap();
     let sum = |group: &str, name: &str| -> u64 {
@@ -158,6 +170,8 @@ fn metrics_count(directory: &Path, network: bool) {
     };
     assert!(sum("block_ro", "read_bytes") >= 2 << 20);
     assert!(sum("block_rw", "write_bytes") >= 5);
+    assert!(sum("entropy", "entropy_bytes") >= 8000);
+    assert!(sum("entropy", "entropy_rate_limiter_throttled") >= 2);
     assert!(sum("block_rw", "flush_count") >= 1);
     assert!(sum("block_ro", "update_count") >= 20);
     assert_eq!(
@@ -218,6 +232,25 @@ fn a_panic_is_told_from_a_reboot() {
         "{}",
         vmm.log()
     );
+}
+
+/// The processors' threads are held then, and with them the news of the end.
+#[test]
+fn the_end_of_qemu_shows_while_paused() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(guest) = Guest::make(directory.path()) else {
+        return;
+    };
+    let mut vmm = Vmm::start(directory.path());
+    vmm.ok("PUT", "/boot-source", &boot_source(&guest, true));
+    vmm.action("InstanceStart");
+    vmm.ok("PATCH", "/vm", &json!({ "state": "Paused" }));
+    assert!(!vmm.log().contains("stand still"), "{}", vmm.log());
+    let qemu = vmm.qemu().expect("QEMU is no child");
+    let qemu = rustix::process::Pid::from_raw(qemu.cast_signed()).unwrap();
+    rustix::process::kill_process(qemu, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(vmm.wait().code(), Some(1), "{}", vmm.log());
+    assert!(vmm.log().contains("QEMU failed: "), "{}", vmm.log());
 }
 
 /// The whole configuration in a file, no API; then the process is killed.

@@ -80,6 +80,8 @@ fn modules_for(tree: &Path) -> Vec<PathBuf> {
         "drivers/virtio/virtio_mmio",
         "drivers/block/virtio_blk",
         "drivers/virtio/virtio_balloon",
+        "drivers/char/hw_random/rng-core",
+        "drivers/char/hw_random/virtio-rng",
         "net/core/failover",
         "drivers/net/net_failover",
         "drivers/net/virtio_net",
