@@ -6,6 +6,15 @@
 //! it; whoever makes or removes one holds an exclusive flock on `<entry>.lock`.
 //! A process killed at any instruction leaves at most `<entry>.lock` and
 //! `<entry>.<random>.tmp`, which the next maker of any entry removes.
+//!
+//! An entry's access time says when it was last asked for: when the directory
+//! outgrows its limit, the longest unused go first (`upkeep`). One that is in use
+//! stays. Should a user have been killed while its VM lives on, the VM keeps
+//! the file open and does not notice that its name is gone.
+
+mod digest;
+mod lock;
+mod upkeep;
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -13,22 +22,27 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Timestamps, flock, futimens};
 
-use crate::erofs::{self, RootAttributes};
+use crate::erofs;
+use crate::image::Image;
+use lock::{LOCK, Lock};
+pub use upkeep::{CacheEntry, EntryKind, ImageCache, Integrity};
 
 /// Modification time of every complete entry, since the epoch: no real one is so old.
 const STAMP: Duration = Duration::from_secs(1);
+/// End of the names of images.
+const IMAGE: &str = ".erofs";
 
 /// End of the names of unfinished files and directories.
 pub(crate) const TEMPORARY: &str = ".tmp";
-const LOCK: &str = ".lock";
 
 /// A directory of shared files; see the module's description.
 #[derive(Debug)]
 pub(crate) struct Cache {
     dir: PathBuf,
     mount_point: PathBuf,
+    limit: u64,
 }
 
 impl Cache {
@@ -44,7 +58,16 @@ impl Cache {
         Ok(Cache {
             dir: dir.into(),
             mount_point,
+            limit: u64::MAX,
         })
+    }
+
+    /// Lets the directory grow to `bytes`, more only while all of it is in use.
+    pub(crate) fn limited(self, bytes: u64) -> Cache {
+        Cache {
+            limit: bytes,
+            ..self
+        }
     }
 
     /// An empty directory to mount something on, in one's own mount namespace.
@@ -59,13 +82,13 @@ impl Cache {
         key: &str,
         build: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<Image, E> {
-        let name = format!("{key}.erofs");
-        let file = self.entry(&name, is_whole_image, build)?;
-        Ok(Image {
-            path: self.dir.join(name),
-            file,
-            shared: true,
-        })
+        let name = format!("{key}{IMAGE}");
+        let file = self.entry(&name, is_whole_image, |path| {
+            build(path)?;
+            digest::record(path);
+            Ok::<(), E>(())
+        })?;
+        Ok(Image::shared(self.dir.join(name), file))
     }
 
     /// The entry called `name`, opened for reading and locked shared.
@@ -108,6 +131,10 @@ impl Cache {
         temporary
             .persist(&path)
             .map_err(|failed| CacheError::Io("make", path, failed.error))?;
+        if let Err(error) = upkeep::shrink(&self.dir, self.limit, Some(name)) {
+            // No reason to refuse what was just made.
+            tracing::warn!(%error, "the image cache cannot be made smaller");
+        }
         Ok(file)
     }
 
@@ -179,11 +206,27 @@ fn open_valid(
         .and_then(|metadata| metadata.modified())
         .map_err(failed)?;
     let stamped = modified == SystemTime::UNIX_EPOCH + STAMP;
-    if stamped && valid(&file).map_err(failed)? {
+    if stamped
+        && digest::has_recorded_length(&file).map_err(failed)?
+        && valid(&file).map_err(failed)?
+    {
+        touch(&file).map_err(failed)?;
         return Ok(Some(file));
     }
     tracing::warn!(image = %path.display(), "a cached image was altered; it will be made again");
     Ok(None)
+}
+
+/// Notes that the entry is used now, whatever the filesystem notes by itself. Its modification time stays.
+fn touch(file: &File) -> io::Result<()> {
+    let time = |tv_nsec| rustix::fs::Timespec { tv_sec: 0, tv_nsec };
+    Ok(futimens(
+        file,
+        &Timestamps {
+            last_access: time(rustix::fs::UTIME_NOW),
+            last_modification: time(rustix::fs::UTIME_OMIT),
+        },
+    )?)
 }
 
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
@@ -198,124 +241,6 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 fn is_whole_image(file: &File) -> io::Result<bool> {
     let length = file.metadata()?.len();
     Ok(erofs::length(file)?.is_some_and(|needed| needed <= length))
-}
-
-/// The right to make or remove an entry. The lock file goes away with it.
-#[derive(Debug)]
-struct Lock {
-    path: PathBuf,
-    _file: File,
-}
-
-impl Lock {
-    fn wait(dir: &Path, entry: &str) -> Result<Lock, CacheError> {
-        loop {
-            if let Some(lock) = Lock::take(dir, entry, FlockOperation::LockExclusive)? {
-                return Ok(lock);
-            }
-        }
-    }
-
-    fn try_take(dir: &Path, entry: &str) -> Result<Option<Lock>, CacheError> {
-        Lock::take(dir, entry, FlockOperation::NonBlockingLockExclusive)
-    }
-
-    /// `None` if somebody else has it, or removed the file meanwhile.
-    fn take(dir: &Path, entry: &str, how: FlockOperation) -> Result<Option<Lock>, CacheError> {
-        let path = dir.join(format!("{entry}{LOCK}"));
-        let attempt = || -> io::Result<Option<File>> {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)?;
-            match flock(&file, how) {
-                Ok(()) => Ok(is_at(&file, &path)?.then_some(file)),
-                Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-                Err(error) => Err(error.into()),
-            }
-        };
-        match attempt() {
-            Ok(file) => Ok(file.map(|file| Lock { path, _file: file })),
-            Err(error) => Err(CacheError::Io("lock", path, error)),
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // While still locked: whoever waits notices that the file is no longer there and starts again.
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(lock = %self.path.display(), %error, "a lock file stays");
-        }
-    }
-}
-
-/// A read-only EROFS image. There is no way to write to it: attach it to
-/// drives that were created read-only. Keep it for as long as a VM uses it.
-#[derive(Debug)]
-pub struct Image {
-    path: PathBuf,
-    /// Of a shared image: locked shared, so that it is not removed from the cache.
-    file: File,
-    shared: bool,
-}
-
-impl Image {
-    /// Makes an image at `path` that is nobody else's; it is removed with this value.
-    pub(crate) fn private<E: From<CacheError>>(
-        path: &Path,
-        build: impl FnOnce(&Path) -> Result<(), E>,
-    ) -> Result<Image, E> {
-        let failed = |error| CacheError::Io("make", path.into(), error);
-        let created = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)
-            .map_err(failed)?;
-        let image = Image {
-            path: path.into(),
-            file: created,
-            shared: false,
-        };
-        build(path)?;
-        image
-            .file
-            .set_permissions(Permissions::from_mode(0o444))
-            .map_err(failed)?;
-        Ok(image)
-    }
-
-    /// The file on the host.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether other VMs may use the same file; if not, it is removed when this value is dropped.
-    pub fn is_shared(&self) -> bool {
-        self.shared
-    }
-
-    pub(crate) fn root_attributes(&self) -> Result<RootAttributes, CacheError> {
-        erofs::root_attributes(&self.file)
-            .map_err(|error| CacheError::Io("read", self.path.clone(), error))?
-            .ok_or_else(|| CacheError::Invalid(self.path.clone()))
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        if self.shared {
-            return;
-        }
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(image = %self.path.display(), %error, "a container's image stays");
-            }
-            _ => {}
-        }
-    }
 }
 
 /// Why an image could not be made or opened.

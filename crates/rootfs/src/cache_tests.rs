@@ -133,3 +133,109 @@ fn what_is_no_image_is_refused() {
     assert!(matches!(error, CacheError::Invalid(_)));
     assert_eq!(names(dir.path()), ["merge"]);
 }
+
+/// Makes an entry of 64 KiB that was last used `age` seconds ago.
+fn make_used(cache: &Cache, name: &str, age: u64) {
+    let file = make(cache, name, &"x".repeat(64 << 10));
+    let then = SystemTime::now() - Duration::from_secs(age);
+    let times = fs::FileTimes::new().set_accessed(then);
+    file.set_times(times).unwrap();
+}
+
+#[test]
+fn the_longest_unused_go_first_and_what_is_used_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path()).unwrap();
+    for (name, age) in [("a", 100), ("b", 400), ("c", 300), ("d", 200)] {
+        make_used(&cache, name, age);
+    }
+    // Asking for it makes it the youngest; keeping it open makes it stay.
+    drop(make(&cache, "b", "never written"));
+    let used = make(&cache, "c", "never written");
+    make_used(&cache, "c", 300);
+    let upkeep = ImageCache::new(dir.path());
+    let in_use: Vec<_> = upkeep
+        .entries()
+        .unwrap()
+        .into_iter()
+        .map(|entry| (entry.name, entry.in_use))
+        .collect();
+    let expected = [("a", false), ("b", false), ("c", true), ("d", false)];
+    assert_eq!(in_use, expected.map(|(name, used)| (name.to_owned(), used)));
+
+    let limited = Cache::open(dir.path()).unwrap().limited(200 << 10);
+    drop(make(&limited, "e", &"x".repeat(64 << 10)));
+    assert_eq!(names(dir.path()), ["b", "c", "e", "merge"]);
+    let removed = upkeep.prune(0).unwrap();
+    assert_eq!(removed.len(), 2);
+    assert_eq!(names(dir.path()), ["c", "merge"]);
+    assert!(!upkeep.remove("c").unwrap());
+    drop(used);
+    assert!(upkeep.remove("c").unwrap());
+    assert!(upkeep.remove("c").is_err() && upkeep.remove("merge").is_err());
+    assert_eq!(ImageCache::new("/nonexistent").entries().unwrap(), []);
+}
+
+#[test]
+fn what_was_just_made_stays_in_a_cache_that_is_too_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path()).unwrap().limited(1);
+    drop(make(&cache, "a", "content"));
+    drop(make(&cache, "b", "content"));
+    assert_eq!(names(dir.path()), ["b", "merge"]);
+}
+
+#[test]
+fn removing_and_asking_at_once_never_hands_out_a_removed_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let cache = Cache::open(dir.path()).unwrap();
+                for _ in 0..200 {
+                    let file = make(&cache, "a", "content");
+                    assert!(is_at(&file, &dir.path().join("a")).unwrap());
+                }
+            });
+        }
+        scope.spawn(|| {
+            let upkeep = ImageCache::new(dir.path());
+            for _ in 0..200 {
+                upkeep.prune(0).unwrap();
+            }
+        });
+    });
+    drop(make(&Cache::open(dir.path()).unwrap(), "a", "content"));
+    assert_eq!(names(dir.path()), ["a", "merge"]);
+}
+
+#[test]
+fn an_alteration_that_hides_is_found_by_the_checksum() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.erofs");
+    let mut image = vec![0; 8192];
+    image[1024..1028].copy_from_slice(&0xe0f5_e1e2_u32.to_le_bytes());
+    image[1024 + 12] = 12;
+    image[1024 + 36] = 2;
+    let cache = Cache::open(dir.path()).unwrap();
+    let made = cache.image::<CacheError>("image", |path| {
+        fs::write(path, &image).map_err(|error| CacheError::Io("write", path.into(), error))
+    });
+    drop(made.unwrap());
+    let upkeep = ImageCache::new(dir.path());
+    let file = File::options().write(true).open(&path).unwrap();
+    if rustix::fs::fgetxattr(&file, "trusted.firecracker.image", &mut [0; 128][..]).is_err() {
+        println!(
+            "SKIPPED: the temporary directory's filesystem takes no trusted attributes, or not from us"
+        );
+        return;
+    }
+    assert_eq!(upkeep.verify("image.erofs").unwrap(), Integrity::Intact);
+    file.write_all_at(b"altered", 5000).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH + STAMP).unwrap();
+    assert_eq!(upkeep.verify("image.erofs").unwrap(), Integrity::Altered);
+    // Longer than it was, and still a whole image.
+    file.write_all_at(b"more", 9000).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH + STAMP).unwrap();
+    assert!(open_valid(&path, is_whole_image).unwrap().is_none());
+}

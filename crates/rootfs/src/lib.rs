@@ -13,6 +13,7 @@
 mod cache;
 mod disk;
 mod erofs;
+mod image;
 mod import;
 mod layers;
 mod loop_mount;
@@ -25,8 +26,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cache::Cache;
-pub use crate::cache::{CacheError, Image};
+pub use crate::cache::{CacheEntry, CacheError, EntryKind, ImageCache, Integrity};
 pub use crate::disk::{Disk, DiskError};
+pub use crate::image::Image;
 pub use crate::import::{ImportError, Imported, TarError, import_upper};
 pub use crate::layers::LayerError;
 use crate::layers::Layers;
@@ -55,6 +57,8 @@ pub const WRITE_BACK_ANNOTATION: &str = "aws.firecracker.disk.write_back";
 pub struct Settings {
     /// Absolute path of the shared images' directory; made when missing, mode 0711.
     pub cache_dir: PathBuf,
+    /// Bytes to which that directory may grow; what is in use stays even so.
+    pub cache_size: u64,
     /// The program `mkfs.erofs` (erofs-utils 1.5 or newer): a path, or a name to look up in PATH.
     pub mkfs_erofs: PathBuf,
     /// The program `mkfs.ext4` (e2fsprogs 1.47 or newer): a path, or a name to look up in PATH.
@@ -62,10 +66,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings for a cache in `cache_dir`, with the programs found in PATH.
+    /// Settings for a cache of any size in `cache_dir`, with the programs found in PATH.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Settings {
         Settings {
             cache_dir: cache_dir.into(),
+            cache_size: u64::MAX,
             mkfs_erofs: PathBuf::from("mkfs.erofs"),
             mkfs_ext4: PathBuf::from("mkfs.ext4"),
         }
@@ -148,7 +153,7 @@ fn prepare(
         Plan::Device(device) => return Ok(Prepared::Device(device)),
         Plan::Layers { layers, writable } => (layers, writable),
     };
-    let cache = Cache::open(&settings.cache_dir)?;
+    let cache = Cache::open(&settings.cache_dir)?.limited(settings.cache_size);
     let image = image_of(settings, &cache, &layers, &files.image)?;
     let (program, path, size) = (&settings.mkfs_ext4, &files.disk, files.disk_size);
     let disk = match writable {
