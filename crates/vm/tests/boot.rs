@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use fc_config::Config;
+use fc_drives::{Attach, Kind};
 use fc_proto::control::{
     CreateVMRequest, FirecrackerBalloonDevice, FirecrackerDriveMount,
     FirecrackerMachineConfiguration, FirecrackerNetworkInterface, FirecrackerRateLimiter,
@@ -14,7 +15,8 @@ use fc_proto::control::{
 use fc_proto::protobuf::MessageField;
 use fc_vm::dir::VmDir;
 use fc_vm::machine::{
-    BootError, Class, Machine, Progress, StopError, VmSpec, WaitsFor, boot, host_is_intel,
+    BootError, Class, Connection, Machine, Progress, StopError, VmSpec, WaitsFor, boot,
+    host_is_intel,
 };
 use fc_vm::state::{self, State};
 use fc_vm::timeline::Timeline;
@@ -285,6 +287,54 @@ async fn a_paused_vm_is_killed_when_it_is_stopped() {
     let stopped = machine.stop(Duration::from_secs(60)).await;
     assert!(matches!(stopped, Err(StopError::Paused)), "{stopped:?}");
     assert!(machine.end().is_some());
+    drop(machine);
+    assert!(state::undo(&dir).is_empty());
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_made_again() {
+    let Some(host) = Host::find() else { return };
+    let (dir, machine) = host.boot(&request(), &Progress::default()).await;
+    let machine = machine.unwrap();
+    let guest = machine.guest().clone();
+    let mut connection = guest.connection();
+    for number in 2..5 {
+        let waiting = {
+            let guest = guest.clone();
+            let wait = fc_proto::guest::NextEventRequest::default();
+            tokio::spawn(async move { guest.agent().next_event(guest.context(), &wait).await })
+        };
+        tokio::task::yield_now().await;
+        guest.break_connection();
+        assert!(waiting.await.unwrap().is_err());
+        assert!(guest.connected().await);
+        let up = connection.wait_for(|c| *c == Connection::Up(number)).await;
+        drop(up.unwrap());
+        // Through the new connection, by one who has known the guest since before it.
+        let attach = Attach {
+            host_path: host.image("disk.img").into(),
+            destination: "/container/c/disk".into(),
+            fstype: "ext4".into(),
+            options: Vec::new(),
+            owner: format!("c{number}"),
+        };
+        machine
+            .drives()
+            .attach(Kind::Writable, attach)
+            .await
+            .unwrap();
+        machine
+            .drives()
+            .detach_owner(&format!("c{number}"))
+            .await
+            .unwrap();
+    }
+    machine.stop(Duration::from_secs(30)).await.unwrap();
+    connection
+        .wait_for(|c| *c == Connection::Gone)
+        .await
+        .unwrap();
+    assert!(!guest.connected().await);
     drop(machine);
     assert!(state::undo(&dir).is_empty());
 }

@@ -8,7 +8,9 @@ use fc_proto::containerd::events::task::{
     TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use fc_proto::containerd::shim::event::Envelope;
-use fc_proto::guest::{EVENT_GETTER_METHOD, EVENT_GETTER_SERVICE};
+use fc_proto::guest::{
+    AgentClient, EVENT_GETTER_METHOD, EVENT_GETTER_SERVICE, NextEventRequest, feature,
+};
 use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_proto::protobuf::{self, Message, MessageField};
 use fc_proto::task::call;
@@ -22,17 +24,9 @@ const ORPHAN_BOUND: Duration = Duration::from_secs(2);
 
 /// Forwards the guest's events until the VM ends. A VM whose agent vanishes is ended.
 pub async fn follow(shim: Arc<Shim>, running: Arc<Running>) {
-    let guest = running.machine.guest();
+    let mut source = Source::new(&running);
     loop {
-        let event: Result<Envelope, RpcError> = call(
-            guest.client(),
-            guest.context(),
-            EVENT_GETTER_SERVICE,
-            EVENT_GETTER_METHOD,
-            &Empty::default(),
-        )
-        .await;
-        match event {
+        match source.next(&running).await {
             Ok(event) => forward(&shim, &running, event).await,
             Err(RpcError::RpcStatus(status)) => {
                 tracing::warn!("The guest gives no events: {}", status.message);
@@ -49,6 +43,51 @@ pub async fn follow(shim: Arc<Shim>, running: Arc<Running>) {
                 return;
             }
         }
+    }
+}
+
+/// How the guest's agent gives events.
+enum Source {
+    /// With numbers; it keeps each until the next is asked for. Holds the last one's.
+    Numbered(u64),
+    /// The original's way: one that is under way when the connection breaks is lost.
+    Plain,
+}
+
+impl Source {
+    fn new(running: &Running) -> Self {
+        if running.machine.guest().has(feature::NUMBERED_EVENTS) {
+            Self::Numbered(0)
+        } else {
+            Self::Plain
+        }
+    }
+
+    async fn next(&mut self, running: &Running) -> Result<Envelope, RpcError> {
+        let guest = running.machine.guest();
+        let (client, context) = (guest.client(), guest.context());
+        let Self::Numbered(last) = self else {
+            let (service, method) = (EVENT_GETTER_SERVICE, EVENT_GETTER_METHOD);
+            return call(client, context, service, method, &Empty::default()).await;
+        };
+        let request = NextEventRequest {
+            after: *last,
+            ..NextEventRequest::default()
+        };
+        let event = AgentClient::new(client.clone())
+            .next_event(context, &request)
+            .await?;
+        if event.lost > 0 {
+            tracing::error!("The guest had no room for {} events", event.lost);
+        }
+        *last = event.number;
+        Ok(Envelope {
+            timestamp: event.timestamp,
+            namespace: event.namespace,
+            topic: event.topic,
+            event: event.event,
+            ..Envelope::default()
+        })
     }
 }
 

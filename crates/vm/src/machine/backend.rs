@@ -4,8 +4,9 @@ use async_trait::async_trait;
 use fc_client::Client;
 use fc_client::api::DriveUpdate;
 use fc_drives::{BackendError, DrivePatcher, GuestMounter};
-use fc_proto::guest::{DriveMounterClient, MountDriveRequest, UnmountDriveRequest};
-use fc_proto::ttrpc::context::Context;
+use fc_proto::guest::{MountDriveRequest, UnmountDriveRequest};
+
+use super::Guest;
 
 /// Swaps files through the VMM's API.
 pub(super) struct Patcher(pub(super) Client);
@@ -20,11 +21,8 @@ impl DrivePatcher for Patcher {
     }
 }
 
-/// Mounts through the agent.
-pub(super) struct Mounter {
-    pub(super) client: DriveMounterClient,
-    pub(super) context: Context,
-}
+/// Mounts through the agent, over the connection of the moment.
+pub(super) struct Mounter(pub(super) Guest);
 
 #[async_trait]
 impl GuestMounter for Mounter {
@@ -42,9 +40,10 @@ impl GuestMounter for Mounter {
             Options: options.to_vec(),
             ..MountDriveRequest::default()
         };
-        self.client
-            .mount_drive(self.context.clone(), &request)
-            .await?;
+        let guest = &self.0;
+        guest.connected().await;
+        let mounter = guest.drive_mounter();
+        mounter.mount_drive(guest.context(), &request).await?;
         Ok(())
     }
 
@@ -53,9 +52,10 @@ impl GuestMounter for Mounter {
             DriveID: drive_id.to_owned(),
             ..UnmountDriveRequest::default()
         };
-        self.client
-            .unmount_drive(self.context.clone(), &request)
-            .await?;
+        let guest = &self.0;
+        guest.connected().await;
+        let mounter = guest.drive_mounter();
+        mounter.unmount_drive(guest.context(), &request).await?;
         Ok(())
     }
 }

@@ -118,10 +118,7 @@ impl Host<'_> {
             let drives = stubs.connect(
                 Arc::new(Links::new(self.vm_dir.path())),
                 Arc::new(Patcher(vmm.client().clone())),
-                Arc::new(Mounter {
-                    client: guest.drive_mounter(),
-                    context: guest.context(),
-                }),
+                Arc::new(Mounter(guest.clone())),
             );
             self.mount(&spec, &drives).await?;
             Ok((guest, drives))
@@ -136,6 +133,7 @@ impl Host<'_> {
         };
         Ok(Machine {
             dir: self.vm_dir.clone(),
+            keeper: guest.keep(vmm.exited()),
             spec,
             vmm,
             guest,
@@ -196,27 +194,23 @@ impl Host<'_> {
 
     /// Waits for the agent and introduces the VM to it.
     async fn agent(&self, announcements: &fc_vsock::Listener) -> Result<Guest, GuestError> {
-        let vsock = self.vm_dir.join(dir::VSOCK);
-        let namespace = self.vm_dir.namespace();
         let booting = self.progress.begin("boot the guest", WaitsFor::Guest);
         let poll = async {
             tokio::time::sleep(POLL_AFTER).await;
             // Longer than the caller waits: that bound is the one to be reported.
-            Guest::poll(&vsock, namespace, self.deadline + POLL_AFTER).await
+            Guest::poll(self.vm_dir, self.deadline + POLL_AFTER).await
         };
-        let (mut guest, announced) = tokio::select! {
+        let (guest, announced) = tokio::select! {
             biased;
             announced = announcement(announcements) => {
                 announced?;
-                (Guest::connect(&vsock, namespace, self.deadline).await?, true)
+                (Guest::connect(self.vm_dir, self.deadline).await?, true)
             }
             guest = poll => (guest?, false),
         };
         drop(booting);
         let _introducing = self.progress.begin("configure the agent", WaitsFor::Guest);
-        guest
-            .configure(self.vm_dir.vm_id(), announced, self.timeline)
-            .await?;
+        guest.configure(announced, self.timeline).await?;
         self.timeline.vm("agent_connected");
         Ok(guest)
     }

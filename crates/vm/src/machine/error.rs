@@ -160,7 +160,9 @@ impl BootError {
             Self::TimedOut { .. } => Class::Deadline,
             Self::Kvm { source, .. } => source.class(),
             Self::Guest { error, .. } => match error {
-                GuestError::Connect(_) | GuestError::Call { .. } => Class::Unavailable,
+                GuestError::Connect(_) | GuestError::Call { .. } | GuestError::Lost(_) => {
+                    Class::Unavailable
+                }
                 GuestError::Protocol { .. } => Class::Precondition,
                 _ => Class::Internal,
             },

@@ -17,11 +17,12 @@ use std::path::{Path, PathBuf};
 use fc_client::{ApiError, Client, Vmm, VmmEnd};
 use fc_drives::Drives;
 use fifos::Fifos;
+use tokio::task::JoinHandle;
 
 pub use boot::boot;
 pub use diagnosis::{Cause, diagnose};
 pub use error::{BootError, Class, Console, chain};
-pub use guest::{Guest, GuestError, NAMESPACE_KEY};
+pub use guest::{Connection, Guest, GuestError, NAMESPACE_KEY};
 pub use preflight::{PreflightError, What};
 pub use progress::{Progress, Span, VmmInfo, WaitsFor};
 pub use spec::{
@@ -40,6 +41,13 @@ pub struct Machine {
     guest: Guest,
     drives: Drives,
     fifos: Fifos,
+    keeper: JoinHandle<()>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
 }
 
 impl Machine {
@@ -110,7 +118,7 @@ impl Machine {
     /// The VMM's. A clock that cannot be set is only logged.
     pub async fn resume(&self) -> Result<(), ApiError> {
         self.vmm.client().resume().await?;
-        if let Err(error) = self.guest.set_clock(self.dir.vm_id()).await {
+        if let Err(error) = self.guest.set_clock().await {
             tracing::warn!(error = %chain(&error), "Cannot set the guest's clock after the pause");
         }
         Ok(())

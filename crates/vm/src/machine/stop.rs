@@ -41,7 +41,7 @@ impl Machine {
             if info.is_ok_and(|info| info.state == InstanceState::Paused) {
                 return Err(StopError::Paused);
             }
-            self.guest.shut_down(&self.spec.vm_id, bound).await?;
+            self.guest.shut_down(bound).await?;
             self.vmm.exited().await;
             Ok(())
         };

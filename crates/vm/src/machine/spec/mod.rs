@@ -57,7 +57,8 @@ pub struct VmSpec {
     pub balloon: Option<Balloon>,
     /// Containers that the VM has slots for, 1 to [`MAX_SLOTS`].
     pub containers: u32,
-    /// Read-only slots for images: two for each container, less where devices run short.
+    /// Read-only slots for images: two for each container, less where devices run short, and
+    /// those that were asked for.
     pub shared_slots: u32,
     /// Writable slots for volumes, at most [`MAX_SLOTS`].
     pub volume_slots: u32,
@@ -176,7 +177,7 @@ impl VmSpec {
                 u32::try_from(request.ContainerCount).unwrap_or(0),
             )?
             .max(1),
-            shared_slots: 0,
+            shared_slots: slots("ReadOnlyVolumeSlots", request.ReadOnlyVolumeSlots)?,
             volume_slots: slots("VolumeSlots", request.VolumeSlots)?,
             exit_after_all_tasks: request.ExitAfterAllTasksDeleted,
             timeout: set(request.TimeoutSeconds)
@@ -184,7 +185,8 @@ impl VmSpec {
             log_fifo: absolute("LogFifoPath", &request.LogFifoPath)?,
             metrics_fifo: absolute("MetricsFifoPath", &request.MetricsFifoPath)?,
         };
-        spec.shared_slots = (SHARED_PER_CONTAINER * spec.containers).min(spec.spare_devices());
+        let images = SHARED_PER_CONTAINER * spec.containers;
+        spec.shared_slots += images.min(spec.spare_devices());
         Ok(spec)
     }
 
@@ -193,9 +195,14 @@ impl VmSpec {
         let asked =
             self.drive_mounts.len() + self.interfaces.len() + usize::from(self.balloon.is_some());
         let asked = u32::try_from(asked).unwrap_or(u32::MAX);
-        [self.containers, self.volume_slots, DEVICES_OF_EVERY_VM]
-            .into_iter()
-            .fold(DEVICES.saturating_sub(asked), u32::saturating_sub)
+        [
+            self.containers,
+            self.shared_slots,
+            self.volume_slots,
+            DEVICES_OF_EVERY_VM,
+        ]
+        .into_iter()
+        .fold(DEVICES.saturating_sub(asked), u32::saturating_sub)
     }
 }
 
@@ -474,6 +481,13 @@ mod tests {
         assert_eq!(shared(8, 0), Ok(9));
         assert_eq!(shared(8, 4), Ok(5));
         assert_eq!(shared(100, 0), Ok(0));
+        let read_only = CreateVMRequest {
+            ContainerCount: 8,
+            ReadOnlyVolumeSlots: 3,
+            ..CreateVMRequest::default()
+        };
+        let spec = VmSpec::new(&config, &read_only, true).unwrap();
+        assert_eq!(spec.shared_slots, 3 + 6);
         assert!(
             matches!(shared(129, 0), Err(SpecError::Value { field, .. }) if field == "ContainerCount")
         );
