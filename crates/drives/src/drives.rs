@@ -372,7 +372,3 @@ impl Inner {
 fn exposed_name(stub: &str) -> String {
     format!("{stub}.attached")
 }
-
-#[cfg(test)]
-#[path = "drives_tests.rs"]
-mod tests;

@@ -26,6 +26,8 @@ mod links;
 mod options;
 mod slots;
 mod stubs;
+#[cfg(test)]
+mod tests;
 
 pub use backend::{BackendError, DrivePatcher, Exposer, GuestMounter};
 pub use drives::{Attach, AttachedDrive, Drives};

@@ -1,0 +1,6 @@
+//! What the slots promise, with a VMM, a jail and a guest that are not real.
+
+mod attach;
+mod fake;
+mod interleaving;
+mod slots;
