@@ -1,7 +1,7 @@
 //! A process that is known by a file descriptor.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
@@ -75,7 +75,7 @@ impl Process {
     /// Takes the exit status of a process that has ended, so that it is no zombie if it was a child.
     fn reap(&self) -> ProcessExit {
         let status = waitid(
-            WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.pidfd)),
+            WaitId::PidFd(self.pidfd.as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
         );
         match status {

@@ -1,7 +1,7 @@
 //! Processes that somebody else starts, here a shell in the place of an OCI runtime.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -28,6 +28,14 @@ fn start(dir: &Path, vmm: &str, then: &str) -> (StartedVmm, Child) {
     started.stdout = Some(OwnedFd::from(stdout));
     started.stderr = Some(OwnedFd::from(stderr));
     (started, runtime)
+}
+
+/// Something that a script can wait for.
+fn make_fifo(dir: &Path) -> PathBuf {
+    let fifo = dir.join("fifo");
+    let made = Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.expect("mkfifo").success());
+    fifo
 }
 
 /// Lets this process inherit orphans, as one that starts VMMs through an OCI runtime does.
@@ -60,9 +68,7 @@ async fn an_orphan_is_taken_over() {
 #[tokio::test]
 async fn the_end_of_somebody_elses_child_is_seen() {
     let dir = tempfile::tempdir().expect("a directory");
-    let fifo = dir.path().join("fifo");
-    let made = Command::new("mkfifo").arg(&fifo).status();
-    assert!(made.expect("mkfifo").success());
+    let fifo = make_fifo(dir.path());
     let (started, mut runtime) = start(
         dir.path(),
         "read -r line < fifo; echo no more >&2; exit 7",
@@ -85,8 +91,12 @@ async fn what_cannot_be_attached_to_is_ended() {
     become_subreaper();
     let dir = tempfile::tempdir().expect("a directory");
 
-    let (started, mut runtime) = start(dir.path(), "echo no kernel >&2; exit 3", "exit 0");
+    let fifo = make_fifo(dir.path());
+    let script = "read -r line < fifo; echo no kernel >&2; exit 3";
+    let (started, mut runtime) = start(dir.path(), script, "exit 0");
     runtime.wait().expect("the runtime's end");
+    // An orphan now: nobody else can reap it.
+    std::fs::write(&fifo, "go on\n").expect("the sign");
     let error = Vmm::attach(started).await.expect_err("it exits");
     let message = error.to_string();
     assert!(
