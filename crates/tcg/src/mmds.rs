@@ -51,10 +51,13 @@ impl Mmds {
         }
     }
 
-    /// The whole content; `null` if it was never put.
+    /// The whole content; as in Firecracker's answers, `null` is an empty object.
     #[must_use]
-    pub fn value(&self) -> &Value {
-        &self.value
+    pub fn value(&self) -> Value {
+        match &self.value {
+            Value::Null => Value::Object(Map::new()),
+            value => value.clone(),
+        }
     }
 
     /// Replaces the content.
@@ -136,20 +139,20 @@ mod tests {
     #[test]
     fn put_and_patch() {
         let mut mmds = Mmds::new(100);
-        assert_eq!(mmds.value(), &Value::Null);
+        assert_eq!(mmds.value(), json!({}));
         assert_eq!(mmds.patch(&json!({})), Err(MmdsFault::NotInitialized));
         mmds.put(json!({ "a": { "b": 1, "c": [1, 2] }, "d": "e" }))
             .unwrap();
         mmds.patch(&json!({ "a": { "b": null, "c": [3], "n": { "x": null } }, "d": { "f": 2 } }))
             .unwrap();
         let expected = json!({ "a": { "c": [3], "n": {} }, "d": { "f": 2 } });
-        assert_eq!(mmds.value(), &expected);
+        assert_eq!(mmds.value(), expected);
 
         let long = "a".repeat(99);
         assert_eq!(mmds.put(json!(long)), Err(MmdsFault::LimitExceeded));
         let patch = json!({ "g": long });
         assert_eq!(mmds.patch(&patch), Err(MmdsFault::LimitExceeded));
-        assert_eq!(mmds.value(), &expected);
+        assert_eq!(mmds.value(), expected);
         mmds.put(json!("a".repeat(98))).unwrap();
     }
 

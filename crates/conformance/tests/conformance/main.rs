@@ -17,6 +17,7 @@ mod output;
 mod pause;
 mod requests;
 mod running;
+mod speed;
 mod typed;
 mod vsock;
 
@@ -125,11 +126,18 @@ fn trials(subject: Subject, list_only: bool) -> Vec<Trial> {
         });
         (*name, drivers.and(offers.of(*kind)), *case)
     });
+    let speed = speed::CASES.iter().map(|(name, case)| {
+        let promised = match subject.name {
+            "firecracker-tcg" => guest.clone().map(drop),
+            _ => Err("only firecracker-tcg promises it".into()),
+        };
+        (*name, promised, *case)
+    });
     let last = pause::CASES
         .iter()
         .chain(running::LAST)
         .map(|(name, case)| (*name, guest.clone().map(drop), *case));
-    for (name, needs, case) in on_guest.chain(on_devices).chain(last) {
+    for (name, needs, case) in on_guest.chain(on_devices).chain(speed).chain(last) {
         let (shared, guest) = (Arc::clone(&shared), guest.clone());
         let (binary, offers) = (binary.clone().unwrap_or_default(), offers.clone());
         trials.push(trial(&subject, name, needs, move || {

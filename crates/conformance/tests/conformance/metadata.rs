@@ -19,7 +19,7 @@ const NOT_INITIALIZED: &str = "MMDS error: The MMDS data store is not initialize
 fn put_patch_and_get(binary: &Path) {
     let directory = tempfile::tempdir().unwrap();
     let vmm = Vmm::start(binary, directory.path(), &[]);
-    assert_eq!(vmm.get("/mmds"), Value::Null);
+    assert_eq!(vmm.get("/mmds"), json!({}));
     assert_eq!(
         vmm.refuse("PATCH", "/mmds", &json!({ "a": 1 })),
         NOT_INITIALIZED

@@ -127,7 +127,7 @@ impl Controller {
             Action::GetVmConfig => Ok(json(&self.resources.config())),
             Action::GetMachineConfig => Ok(json(self.resources.machine())),
             Action::GetBalloon => self.balloon(),
-            Action::GetMmds => Ok(json(self.mmds.value())),
+            Action::GetMmds => Ok(Reply::Json(self.mmds.value())),
             Action::PutMmds(value) => Ok(self.mmds.put(value).map(|()| Reply::Empty)?),
             Action::PatchMmds(patch) => Ok(self.mmds.patch(&patch).map(|()| Reply::Empty)?),
             Action::NotOffered(what) => Err(not_offered(&what)),

@@ -27,6 +27,20 @@ fn wait_for(vmm: &Vmm, what: impl Fn(&Value) -> bool) -> Value {
     }
 }
 
+/// `deflate_on_oom`: a program that needs what the balloon holds gets it, and is not killed.
+fn gives_it_back_when_short(vmm: &mut Vmm) {
+    let available = vmm.shell("grep MemAvailable /proc/meminfo | tr -dc 0-9");
+    let available: u64 = available.parse().unwrap();
+    let target = available / 1024 - 16;
+    vmm.ok("PATCH", "/balloon", &json!({ "amount_mib": target }));
+    wait_for(vmm, |it| it["actual_mib"] == target);
+    let done = vmm.shell("dd if=/dev/zero of=/dev/null bs=32M count=1 2>/dev/null && echo done");
+    assert_eq!(done, "done");
+    wait_for(vmm, |it| it["actual_mib"].as_u64() < Some(target));
+    vmm.ok("PATCH", "/balloon", &json!({ "amount_mib": 0 }));
+    wait_for(vmm, |it| it["actual_mib"] == 0);
+}
+
 pub fn gives_memory(vmm: &mut Vmm) {
     // The size that was configured before the start.
     let told = wait_for(vmm, |it| {
@@ -48,6 +62,7 @@ pub fn gives_memory(vmm: &mut Vmm) {
     vmm.ok("PATCH", "/balloon", &json!({ "amount_mib": 0 }));
     wait_for(vmm, |it| it["actual_mib"] == 0);
 
+    gives_it_back_when_short(vmm);
     let interval = |seconds| json!({ "stats_polling_interval_s": seconds });
     vmm.ok("PATCH", "/balloon/statistics", &interval(2));
     assert_eq!(
