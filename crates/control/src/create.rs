@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 use crate::error::ControlError;
 use crate::host::{Host, Settings, Shim, blocking, detached, validate};
 use crate::log::LastWords;
-use crate::{stop, watch};
+use crate::stop;
+use crate::watch::{self, Watched};
 
 /// How much longer than its own bound a shim may take to say that a start took too long.
 const SLACK: Duration = Duration::from_secs(15);
@@ -55,7 +56,13 @@ async fn create(
         process: launched.shim,
         control: launched.control_socket,
     };
-    let words = watch::spawn(&host, dir.clone(), launched.shim, launched.child);
+    let watched = Watched {
+        dir: dir.clone(),
+        shim: launched.shim,
+        child: launched.child,
+        log: launched.log,
+    };
+    let words = watch::spawn(&host, watched);
     if return_when_launched {
         return Ok(known_by_now(&dir));
     }

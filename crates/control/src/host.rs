@@ -24,8 +24,9 @@ use crate::{create, stop, watch};
 
 /// After how long without an answer a shim is asked whether it lives.
 const SILENCE: Duration = Duration::from_secs(3);
-/// How long a shim may take to say that it lives. It has one thread, which never works for long.
-const PULSE_BOUND: Duration = Duration::from_secs(3);
+/// How long a shim may take to say that it lives. It has one thread, which never works for long; but it
+/// may have been started just now, with many others.
+const PULSE_BOUND: Duration = Duration::from_secs(10);
 /// How long a shim that takes no connections any more may take to end.
 const ENDING_BOUND: Duration = Duration::from_secs(10);
 /// How often a VM whose shim just starts or ends is looked for again.

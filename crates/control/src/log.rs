@@ -3,6 +3,7 @@
 //! A shim writes into a FIFO in its VM's directory, of which it holds both ends: it never waits for
 //! a reader and never fails for want of one, so this process may end and another one go on reading.
 
+use std::fs::File;
 use std::time::Duration;
 
 use fc_vm::dir::{SHIM_LOG, VmDir};
@@ -36,9 +37,14 @@ impl LastWords {
     }
 }
 
-/// Logs the lines of a VM's shim until it ends. A shim that was started without the FIFO has none.
-pub async fn follow(dir: VmDir, words: LastWords) {
-    if let Ok(fifo) = pipe::OpenOptions::new().open_receiver(dir.join(SHIM_LOG)) {
+/// Logs the lines of a VM's shim until it ends. `opened`: the log, if it is open already. A shim
+/// that was started without the FIFO has no log here.
+pub async fn follow(dir: VmDir, opened: Option<File>, words: LastWords) {
+    let fifo = match opened {
+        Some(file) => pipe::Receiver::from_file(file),
+        None => pipe::OpenOptions::new().open_receiver(dir.join(SHIM_LOG)),
+    };
+    if let Ok(fifo) = fifo {
         copy(fifo, &dir, &words).await;
     }
     words.0.send_modify(|words| words.ended = true);

@@ -1,6 +1,7 @@
 //! Shims that end by themselves: whatever one left when it was killed goes at once, and
 //! containerd is told that its VM is no more.
 
+use std::fs::File;
 use std::process::Child;
 
 use fc_proto::control::{TOPIC_VM_STOP, VMStop};
@@ -21,7 +22,13 @@ pub async fn adopt(host: &Host) -> Result<(), ControlError> {
         match vm.shim() {
             Some(shim) => {
                 tracing::info!(namespace, vmID = vm_id, pid = shim.pid, "Found a VM");
-                let _ = spawn(host, vm.dir, shim, None);
+                let found = Watched {
+                    dir: vm.dir,
+                    shim,
+                    child: None,
+                    log: None,
+                };
+                let _ = spawn(host, found);
             }
             None => bury(host, vm.dir).await,
         }
@@ -29,10 +36,28 @@ pub async fn adopt(host: &Host) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// Watches a shim until it ends, and its log. `child`: the same as a child of this process, which is then reaped.
-pub fn spawn(host: &Host, dir: VmDir, shim: ProcessId, child: Option<Child>) -> LastWords {
+/// A shim to watch.
+pub struct Watched {
+    /// Its VM's directory.
+    pub dir: VmDir,
+    /// Its process.
+    pub shim: ProcessId,
+    /// The same as a child of this process, which is to be reaped.
+    pub child: Option<Child>,
+    /// The reading end of its log, if it was open from the beginning.
+    pub log: Option<File>,
+}
+
+/// Watches a shim until it ends, and its log.
+pub fn spawn(host: &Host, watched: Watched) -> LastWords {
+    let Watched {
+        dir,
+        shim,
+        child,
+        log,
+    } = watched;
     let words = LastWords::default();
-    let log = tokio::spawn(log::follow(dir.clone(), words.clone()));
+    let log = tokio::spawn(log::follow(dir.clone(), log, words.clone()));
     let host = host.clone();
     tokio::spawn(async move {
         if let Err(error) = shim.ended().await {

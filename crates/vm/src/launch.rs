@@ -1,5 +1,6 @@
 //! Starting the shim of a VM: lock, sockets, process.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
@@ -88,6 +89,9 @@ pub struct Launched {
     /// The same as a child of the caller, if it is new. A caller that lives on has to reap it:
     /// [`Child::wait`] after [`ProcessId::ended`].
     pub child: Option<Child>,
+    /// The reading end of a new shim's [`ShimLog::Fifo`], non-blocking. Nothing the shim says is missed in it,
+    /// and it ends with the shim.
+    pub log: Option<File>,
 }
 
 /// Why a VM's shim could not be started.
@@ -147,15 +151,15 @@ pub fn launch(launch: &Launch) -> Result<Launched, LaunchError> {
     let task_socket =
         address::task_socket(&launch.containerd_address, &launch.namespace, &launch.vm_id);
     let control_socket = address::control_socket(&task_socket);
-    let (shim, child) = match lock_or_find(&dir, &task_socket)? {
-        Found::Shim(shim) => (shim, None),
+    let (shim, child, log) = match lock_or_find(&dir, &task_socket)? {
+        Found::Shim(shim) => (shim, None, None),
         Found::Locks(_start_lock, lock) => {
             let sockets = Sockets {
                 task: task_socket.clone(),
                 control: control_socket.clone(),
             };
             match start(launch, &dir, sockets, &lock) {
-                Ok((shim, child)) => (shim, Some(child)),
+                Ok((shim, child, log)) => (shim, Some(child), log),
                 Err(error) => {
                     // The first error is the one to report; what cannot be undone now is found by the
                     // next starter.
@@ -171,6 +175,7 @@ pub fn launch(launch: &Launch) -> Result<Launched, LaunchError> {
         new: child.is_some(),
         shim,
         child,
+        log,
     })
 }
 
@@ -187,21 +192,21 @@ fn start(
     dir: &VmDir,
     sockets: Sockets,
     lock: &ShimLock,
-) -> Result<(ProcessId, Child), LaunchError> {
+) -> Result<(ProcessId, Child, Option<File>), LaunchError> {
     let state = State {
         sockets: Some(sockets.clone()),
         ..State::new(dir)
     };
     state.store(dir)?;
     let listeners = [bind(&sockets.task)?, bind(&sockets.control)?];
-    let child =
+    let (child, log) =
         spawn::spawn(launch, dir, &listeners, lock).map_err(|source| LaunchError::Spawn {
             program: launch.program.clone(),
             source,
         })?;
     // It is not reaped yet, so that its id is its own, dead or alive.
     match ProcessId::of(child.id()) {
-        Some(shim) => Ok((shim, child)),
+        Some(shim) => Ok((shim, child, log)),
         None => Err(LaunchError::Spawn {
             program: launch.program.clone(),
             source: io::ErrorKind::NotFound.into(),

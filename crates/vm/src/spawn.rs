@@ -25,13 +25,14 @@ use crate::lock::{ShimLock, write_holder};
 const OOM_SCORE_MAX: i32 = 1000;
 
 /// Starts the shim. It has written its process id into the lock file before anybody else sees it:
-/// until its program runs, the new process holds the caller's start lock too.
+/// until its program runs, the new process holds the caller's start lock too. Answers the reading end of
+/// a [`ShimLog::Fifo`] as well, open from before the shim's first word.
 pub(crate) fn spawn(
     launch: &Launch,
     dir: &VmDir,
     [task, control]: &[UnixListener; 2],
     lock: &ShimLock,
-) -> io::Result<Child> {
+) -> io::Result<(Child, Option<File>)> {
     // Numbers above the targets, so that placing one does not close another, and the
     // targets are taken, so that nothing the standard library opens for itself gets them.
     let _reserved = reserve_targets()?;
@@ -42,6 +43,10 @@ pub(crate) fn spawn(
     ];
     let lock = lock.file().try_clone()?;
     let mut command = command(launch, dir)?;
+    let log = match launch.log {
+        ShimLog::Fifo => Some(reading_end(&dir.join(SHIM_LOG))?),
+        ShimLog::Discard | ShimLog::File(_) | ShimLog::Fd(_) => None,
+    };
     let place = move || {
         rustix::process::setsid()?;
         write_holder(
@@ -63,7 +68,7 @@ pub(crate) fn spawn(
     unsafe { command.pre_exec(place) };
     let child = command.spawn()?;
     adjust_oom_score(child.id(), &launch.containerd_address);
-    Ok(child)
+    Ok((child, log))
 }
 
 fn command(launch: &Launch, dir: &VmDir) -> io::Result<Command> {
@@ -104,6 +109,13 @@ fn open_log(path: &Path) -> io::Result<File> {
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
+}
+
+fn reading_end(fifo: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(fifo)
 }
 
 /// The request as a file of its own, at its start.
