@@ -16,6 +16,9 @@ use rustix::process::{
 /// Parent of the groups if the request names none.
 pub(crate) const DEFAULT_PARENT: &str = "/firecracker-containerd";
 
+/// Between two attempts to remove a group.
+const RETRY_INTERVAL: Duration = Duration::from_millis(1);
+
 /// Why there is no control group for a VM.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -194,11 +197,32 @@ impl Hierarchies {
         Ok(pids)
     }
 
-    /// Removes the group and what is below in every hierarchy.
+    /// Removes the group and what is below in every hierarchy. A process that entered it meanwhile is killed.
     ///
     /// # Errors
-    /// Each directory that stays, in particular because processes are in it.
-    pub(crate) fn remove(&self, path: &str) -> Vec<(PathBuf, io::Error)> {
+    /// Each directory that stays, in particular because of processes that have not ended within `bound`.
+    pub(crate) fn remove(
+        &self,
+        path: &str,
+        keep: Option<u32>,
+        bound: Duration,
+    ) -> Vec<(PathBuf, io::Error)> {
+        let deadline = Instant::now() + bound;
+        loop {
+            let errors = self.try_remove(path);
+            let busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if rest.is_zero() || !errors.iter().any(|(_, error)| busy(error)) {
+                return errors;
+            }
+            // Nothing tells when a process that is just ending has left its group.
+            if self.kill(path, keep, rest).is_ok() {
+                std::thread::sleep(RETRY_INTERVAL);
+            }
+        }
+    }
+
+    fn try_remove(&self, path: &str) -> Vec<(PathBuf, io::Error)> {
         let mut errors = Vec::new();
         for directory in self.directories(path) {
             match tree(&directory) {

@@ -76,7 +76,7 @@ fn a_claim_is_made_once_and_where_processes_can_enter() {
         assert!(host.claim("/parent/vm").unwrap());
         assert!(!host.claim("/parent/vm").unwrap());
         assert!(directory.path().join(place).join("parent/vm").is_dir());
-        assert!(host.remove("/parent/vm").is_empty());
+        assert!(host.remove("/parent/vm", None, Duration::ZERO).is_empty());
         assert!(host.claim("/parent/vm").unwrap());
     }
     assert!(!directory.path().join("cpuset").exists());
@@ -92,7 +92,7 @@ fn removal_goes_from_the_bottom_up_and_tells_all_that_stays() {
     // No directory of a real hierarchy is kept by a file; here it stands for a process.
     fs::write(directory.path().join("cpuset/p/vm/busy"), "").unwrap();
     fs::write(directory.path().join("unified/p/vm/c/busy"), "").unwrap();
-    let errors = host.remove("/p/vm");
+    let errors = host.remove("/p/vm", None, Duration::ZERO);
     assert_eq!(errors.len(), 3, "{errors:?}");
     assert!(!directory.path().join("pids/p/vm").exists());
     assert!(

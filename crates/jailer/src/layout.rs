@@ -25,8 +25,6 @@ pub(crate) const COPIES: &str = "copies";
 pub(crate) const STATE: &str = "runc";
 /// The container's configuration.
 pub(crate) const CONFIG: &str = "config.json";
-/// The file into which the OCI runtime writes the VMM's process id.
-pub(crate) const PID_FILE: &str = "vmm.pid";
 
 /// Sockets, stub drives and mount points; everything else is mounted onto them.
 const ROOT_SIZE: &str = "size=4m,nr_inodes=4096";
@@ -106,10 +104,8 @@ pub(crate) fn remove(dir: &Path) -> Vec<(PathBuf, io::Error)> {
         let path = dir.join(name);
         errors.extend(failure(fs::remove_dir_all(&path), path));
     }
-    for name in [CONFIG, PID_FILE] {
-        let path = dir.join(name);
-        errors.extend(failure(fs::remove_file(&path), path));
-    }
+    let path = dir.join(CONFIG);
+    errors.extend(failure(fs::remove_file(&path), path));
     errors
 }
 

@@ -23,6 +23,7 @@ mod needs;
 mod netns;
 mod oci_runtime;
 mod record;
+mod run_lock;
 mod runc;
 mod spec;
 mod undo;

@@ -8,8 +8,17 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
+use crate::run_lock;
+
+/// The file for the first process' id, in the state directory: what a killed runtime leaves of it goes with that.
+const PID_FILE: &str = "vmm.pid";
+/// How long a runtime that is given up may take to end.
+const KILL_BOUND: Duration = Duration::from_secs(1);
+/// How long a runtime whose starter was killed may go on.
+const RUN_BOUND: Duration = Duration::from_secs(5);
 /// Longest part of the runtime's words that an error repeats, in bytes.
 const QUOTED: usize = 1000;
 
@@ -43,6 +52,12 @@ pub enum RuntimeError {
         program: PathBuf,
         /// What it was asked for.
         subcommand: &'static str,
+        /// How long was waited.
+        bound: Duration,
+    },
+    /// One that somebody started before does not end.
+    #[error("An OCI runtime is still making the container after {bound:?}")]
+    Busy {
         /// How long was waited.
         bound: Duration,
     },
@@ -91,14 +106,17 @@ impl OciRuntime {
         bundle: &Path,
         bound: Duration,
     ) -> Result<Started, RuntimeError> {
-        let pid_file = bundle.join(crate::layout::PID_FILE);
+        let pid_file = self.state.join(PID_FILE);
         let spawn_error = |source| self.spawn_error(source);
         let (stdout, their_stdout) = io::pipe().map_err(spawn_error)?;
         let (stderr, their_stderr) = io::pipe().map_err(spawn_error)?;
         // The VMM becomes an orphan of the runtime; it is to become our child.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| self.spawn_error(error.into()))?;
+        let lock = run_lock::hold(&self.state).map_err(spawn_error)?;
         let mut command = self.command();
+        // SAFETY: between fork and exec only a system call is made and nothing is allocated.
+        unsafe { command.pre_exec(move || Ok(fcntl_setfd(&lock, FdFlags::empty())?)) };
         command
             .args(["run", "--detach", "--pid-file"])
             .arg(&pid_file)
@@ -109,10 +127,10 @@ impl OciRuntime {
             .stdout(their_stdout)
             .stderr(their_stderr);
         let mut command = tokio::process::Command::from(command);
-        let mut child = command.kill_on_drop(true).spawn().map_err(spawn_error)?;
-        // It holds our copies of the pipes' other ends.
+        let mut child = RunningChild(command.spawn().map_err(spawn_error)?);
+        // It holds our copies of the pipes' other ends and of the lock.
         drop(command);
-        let status = match tokio::time::timeout(bound, child.wait()).await {
+        let status = match tokio::time::timeout(bound, child.0.wait()).await {
             Ok(status) => status.map_err(spawn_error)?,
             Err(_) => return Err(self.timed_out("run", bound)),
         };
@@ -133,6 +151,15 @@ impl OciRuntime {
         })
     }
 
+    /// Waits until nobody is making the container any more.
+    pub(crate) fn settled(&self) -> Result<(), RuntimeError> {
+        let settled = run_lock::wait(&self.state, RUN_BOUND);
+        match settled.map_err(|source| self.spawn_error(source))? {
+            true => Ok(()),
+            false => Err(RuntimeError::Busy { bound: RUN_BOUND }),
+        }
+    }
+
     /// Deletes the container, whatever its state. One that the runtime does not know is no error.
     pub(crate) fn delete(&self, bound: Duration) -> Result<(), RuntimeError> {
         if !self.state.join(&self.container).exists() {
@@ -146,7 +173,7 @@ impl OciRuntime {
             .stderr(Stdio::piped());
         let spawn_error = |source| self.spawn_error(source);
         let mut child = command.spawn().map_err(spawn_error)?;
-        if !ended(&child, bound).map_err(spawn_error)? {
+        if !ended(child.id(), bound).map_err(spawn_error)? {
             child.kill().map_err(spawn_error)?;
             child.wait().map_err(spawn_error)?;
             return Err(self.timed_out("delete", bound));
@@ -203,8 +230,24 @@ impl OciRuntime {
     }
 }
 
-fn ended(child: &std::process::Child, bound: Duration) -> io::Result<bool> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+/// A runtime that makes a container. Dropped before its end, it is killed and has ended when the drop has: what it
+/// left can be cleaned up then.
+struct RunningChild(tokio::process::Child);
+
+impl Drop for RunningChild {
+    fn drop(&mut self) {
+        // Without an id it has been waited for.
+        if let Some(pid) = self.0.id()
+            && self.0.start_kill().is_ok()
+        {
+            // Whether it ended is seen by what it left.
+            let _ = ended(pid, KILL_BOUND);
+        }
+    }
+}
+
+fn ended(pid: u32, bound: Duration) -> io::Result<bool> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
     let bound = Timespec::try_from(bound).map_err(|_| io::ErrorKind::InvalidInput)?;

@@ -114,18 +114,28 @@ pub(crate) fn load(dir: &Path) -> Result<Option<Record>, RecordError> {
 /// Forgets the record: everything is undone.
 pub(crate) fn remove(dir: &Path) -> Result<(), RecordError> {
     let path = dir.join(FILE);
-    match fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError {
-            action: "remove",
-            path,
-            source,
-        }),
-        _ => Ok(()),
+    for path in [new(&path), path] {
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(RecordError {
+                    action: "remove",
+                    path,
+                    source,
+                });
+            }
+            _ => {}
+        }
     }
+    Ok(())
+}
+
+/// What becomes the record when it is complete.
+fn new(path: &Path) -> PathBuf {
+    path.with_extension("json.new")
 }
 
 fn store(path: &Path, record: &Record) -> Result<(), RecordError> {
-    let new = path.with_extension("json.new");
+    let new = new(path);
     let write = || {
         fs::write(&new, serde_json::to_vec(record)?)?;
         fs::rename(&new, path)

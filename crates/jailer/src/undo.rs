@@ -69,7 +69,11 @@ pub fn undo(dir: &Path) -> Vec<UndoError> {
 pub(crate) fn undo_except(dir: &Path, keep: Option<u32>) -> Vec<UndoError> {
     let mut errors = Vec::new();
     match record::load(dir) {
-        Ok(None) => return errors,
+        Ok(None) => {
+            // A first record may have been about to be written.
+            errors.extend(record::remove(dir).err().map(UndoError::from));
+            return errors;
+        }
         Ok(Some(record)) => {
             container(dir, &record, keep, &mut errors);
             removals(&mut errors, layout::remove(dir));
@@ -99,20 +103,25 @@ fn container(dir: &Path, record: &Record, keep: Option<u32>, errors: &mut Vec<Un
     };
     let cgroup = hierarchies.as_ref().zip(record.cgroup.as_ref());
     let ours = cgroup.filter(|(_, cgroup)| cgroup.claimed);
-    // Killed first: runtimes look only every 100 ms whether what they killed has ended.
-    if let Some((hierarchies, cgroup)) = ours
-        && let Err(source) = hierarchies.kill(&cgroup.path, keep, KILL_BOUND)
-    {
-        errors.push(UndoError::Kill {
-            cgroup: cgroup.path.clone(),
-            source,
-        });
-    }
+    let kill = |errors: &mut Vec<UndoError>| {
+        if let Some((hierarchies, cgroup)) = ours
+            && let Err(source) = hierarchies.kill(&cgroup.path, keep, KILL_BOUND)
+        {
+            errors.push(UndoError::Kill {
+                cgroup: cgroup.path.clone(),
+                source,
+            });
+        }
+    };
     let runtime = OciRuntime::new(&record.runc, dir.join(layout::STATE), &record.container);
+    // Killed before the deletion: runtimes look only every 100 ms whether what they killed has ended.
+    kill(errors);
+    errors.extend(runtime.settled().err().map(UndoError::from));
+    kill(errors);
     errors.extend(runtime.delete(DELETE_BOUND).err().map(UndoError::from));
     match cgroup {
         Some((hierarchies, cgroup)) if cgroup.claimed => {
-            removals(errors, hierarchies.remove(&cgroup.path));
+            removals(errors, hierarchies.remove(&cgroup.path, keep, KILL_BOUND));
         }
         Some((hierarchies, cgroup)) => hierarchies.remove_if_unused(&cgroup.path),
         None => {}

@@ -1,0 +1,374 @@
+//! How the host's files get into a jail, before the VMM starts and while it runs.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use fc_jailer::{ExposePolicy, JailError, JailRequest, Jailer, Role, Runc, Setup, Start};
+
+use crate::Test;
+use crate::host::{GID, Host, Runtime, UID, block_on};
+use crate::security::end;
+use crate::stand_in::Orders;
+
+pub const TESTS: &[(&str, Test)] = &[
+    (
+        "files::everything_a_vm_boots_from",
+        everything_a_vm_boots_from,
+    ),
+    ("files::copies_are_the_vm_s_own", copies_are_the_vm_s_own),
+    ("files::exposed_while_it_runs", exposed_while_it_runs),
+    ("files::without_idmapped_mounts", without_idmapped_mounts),
+    ("files::block_devices", block_devices),
+    ("files::refused", refused),
+    ("files::two_namespaces_one_id", two_namespaces_one_id),
+    (
+        "files::pinned_and_in_its_network",
+        pinned_and_in_its_network,
+    ),
+];
+
+fn file(path: &Path, content: &str, mode: u32) {
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn fifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+}
+
+/// Unusual places: a link, a name that another file has too, another file system, and nobody's but root's.
+fn everything_a_vm_boots_from(runtime: &Runtime) {
+    block_on(async {
+        let host = Host::new(runtime);
+        let base = host.base.path();
+        let other = tempfile::tempdir_in("/dev/shm").unwrap();
+        let there = base.join("a b#c");
+        fs::create_dir(&there).unwrap();
+        file(&there.join("image"), "kernel", 0o600);
+        file(&base.join("image"), "initrd", 0o400);
+        symlink("a b#c/image", base.join("link")).unwrap();
+        let root_drive = other.path().join("image");
+        file(&root_drive, "root", 0o600);
+        let log = other.path().join("any-name");
+        fifo(&log);
+
+        let jail = host.prepare().await;
+        let kernel = jail.show(Role::Kernel, &base.join("link")).await.unwrap();
+        let initrd = jail.show(Role::Initrd, &base.join("image")).await.unwrap();
+        let role = Role::RootDrive { read_only: false };
+        let root = jail.show(role, &root_drive).await.unwrap();
+        let log_name = jail.show_fifo("fc-logs.fifo", &log).await.unwrap();
+        file(&jail.root().join("ctrstub0"), "stub", 0o600);
+        jail.share("ctrstub0").unwrap();
+        let stub = jail.root().join("ctrstub0").metadata().unwrap();
+        assert_eq!((stub.uid(), stub.gid()), (UID, GID));
+        let vmm = jail.start(Start::default()).await.unwrap();
+        let mut orders = Orders::connect(jail.root());
+
+        for (name, content) in [(&kernel, "kernel"), (&initrd, "initrd"), (&root, "root")] {
+            assert_eq!(orders.give(&format!("read {name}")).unwrap(), content);
+        }
+        assert!(orders.give(&format!("open-rw {kernel}")).is_err());
+        orders.give(&format!("write {root} changed")).unwrap();
+        orders.give("write ctrstub0 changed").unwrap();
+        assert_eq!(fs::read(&root_drive).unwrap(), b"changed");
+        orders.give(&format!("open-rw {log_name}")).unwrap();
+        // No file has another owner for it.
+        for path in [&root_drive, &log, &there.join("image")] {
+            let metadata = path.metadata().unwrap();
+            assert_eq!(
+                (metadata.uid(), metadata.gid()),
+                (0, 0),
+                "{}",
+                path.display()
+            );
+        }
+        end(jail, vmm, &host).await;
+    });
+}
+
+fn copies_are_the_vm_s_own(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        host.request.policy = ExposePolicy::Copy;
+        let image = host.base.path().join("image");
+        file(&image, "root", 0o600);
+        let sparse = fs::OpenOptions::new().write(true).open(&image).unwrap();
+        sparse.set_len(256 << 20).unwrap();
+        let jail = host.prepare().await;
+        let role = Role::RootDrive { read_only: false };
+        let name = jail.show(role, &image).await.unwrap();
+        let mount = jail.drive_file(&image, true).await.unwrap();
+        let copied = mount.metadata().unwrap();
+        assert_eq!(copied.mode() & 0o777, 0o400);
+        assert_eq!((copied.uid(), copied.len()), (UID, 256 << 20));
+        assert!(copied.blocks() * 512 < 1 << 20, "the copy is sparse too");
+        let vmm = jail.start(Start::default()).await.unwrap();
+        let mut orders = Orders::connect(jail.root());
+        orders.give(&format!("write {name} changed")).unwrap();
+        let mut start = [0; 4];
+        io::Read::read_exact(&mut fs::File::open(&image).unwrap(), &mut start).unwrap();
+        assert_eq!(&start, b"root", "the original stays as it is");
+        end(jail, vmm, &host).await;
+    });
+}
+
+fn exposed_while_it_runs(runtime: &Runtime) {
+    block_on(async {
+        let host = Host::new(runtime);
+        let (jail, vmm, mut orders) = host.start().await;
+        let exposer = jail.exposer();
+        let (one, other) = (host.base.path().join("one"), host.base.path().join("two"));
+        file(&one, "one", 0o600);
+        file(&other, "two", 0o600);
+        for round in 0..3 {
+            let name = exposer
+                .expose("ctrstub0.attached", &one, false)
+                .await
+                .unwrap();
+            assert_eq!(name, "drives/ctrstub0.attached");
+            assert_eq!(
+                orders.give(&format!("read {name}")).unwrap(),
+                "one",
+                "round {round}"
+            );
+            orders.give(&format!("open-rw {name}")).unwrap();
+            // Once more; and another file under the same name.
+            exposer
+                .expose("ctrstub0.attached", &one, false)
+                .await
+                .unwrap();
+            exposer
+                .expose("ctrstub0.attached", &other, true)
+                .await
+                .unwrap();
+            assert_eq!(orders.give(&format!("read {name}")).unwrap(), "two");
+            assert!(
+                orders.give(&format!("open-rw {name}")).is_err(),
+                "for reading only"
+            );
+            exposer.withdraw("ctrstub0.attached").await.unwrap();
+            exposer.withdraw("ctrstub0.attached").await.unwrap();
+            assert_eq!(orders.give("list /drives").unwrap(), "");
+        }
+        for name in ["", "..", "a/b", "/etc"] {
+            let error = exposer.expose(name, &one, true).await.unwrap_err();
+            assert!(
+                error.to_string().contains("is not the plain name"),
+                "{error}"
+            );
+        }
+        exposer.expose("left", &one, false).await.unwrap();
+        assert_eq!(one.metadata().unwrap().uid(), 0);
+        end(jail, vmm, &host).await;
+    });
+}
+
+/// A file system that knows no id-mapped mounts: the owner changes, and comes back.
+fn without_idmapped_mounts(runtime: &Runtime) {
+    block_on(async {
+        let host = Host::new(runtime);
+        let place = host.base.path().join("ramfs");
+        fs::create_dir(&place).unwrap();
+        let mount = |arguments: &[&str]| {
+            let status = Command::new(arguments[0])
+                .args(&arguments[1..])
+                .arg(&place)
+                .status();
+            assert!(status.unwrap().success());
+        };
+        mount(&["mount", "-t", "ramfs", "none"]);
+        let (one, other) = (place.join("one"), place.join("other"));
+        file(&one, "one", 0o600);
+        file(&other, "other", 0o600);
+        chown(&one, Some(7), Some(8)).unwrap();
+        let (jail, vmm, mut orders) = host.start().await;
+        let exposer = jail.exposer();
+        let name = exposer.expose("a", &one, false).await.unwrap();
+        exposer.expose("b", &other, false).await.unwrap();
+        orders.give(&format!("open-rw {name}")).unwrap();
+        assert_eq!(one.metadata().unwrap().uid(), UID);
+        exposer.withdraw("a").await.unwrap();
+        let metadata = one.metadata().unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (7, 8));
+        // The other one by the undo.
+        assert_eq!(other.metadata().unwrap().uid(), UID);
+        vmm.kill();
+        vmm.exited().await;
+        assert!(jail.close().await.is_empty());
+        assert_eq!(other.metadata().unwrap().uid(), 0);
+        mount(&["umount"]);
+        host.assert_clean();
+    });
+}
+
+/// Never read, never copied: a node for the same device, under both policies.
+fn block_devices(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        host.request.policy = ExposePolicy::Copy;
+        let image = host.base.path().join("image");
+        file(&image, "disk", 0o600);
+        let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let attach = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(&image)
+            .output();
+        let device = String::from_utf8(attach.unwrap().stdout).unwrap();
+        let device = Path::new(device.trim());
+        let jail = host.prepare().await;
+        let role = Role::RootDrive { read_only: true };
+        let root = jail.show(role, device).await.unwrap();
+        assert_eq!(jail.drive_file(device, false).await.unwrap(), device);
+        let vmm = jail.start(Start::default()).await.unwrap();
+        let mut orders = Orders::connect(jail.root());
+        assert!(
+            orders
+                .give(&format!("read {root}"))
+                .unwrap()
+                .starts_with("disk")
+        );
+        assert!(orders.give(&format!("open-rw {root}")).is_err());
+        let exposer = jail.exposer();
+        for _ in 0..2 {
+            let name = exposer
+                .expose("ctrstub0.attached", device, false)
+                .await
+                .unwrap();
+            exposer
+                .expose("ctrstub0.attached", device, false)
+                .await
+                .unwrap();
+            orders.give(&format!("open-rw {name}")).unwrap();
+            exposer.withdraw("ctrstub0.attached").await.unwrap();
+        }
+        end(jail, vmm, &host).await;
+        assert!(
+            Command::new("losetup")
+                .arg("--detach")
+                .arg(device)
+                .status()
+                .unwrap()
+                .success()
+        );
+    });
+}
+
+/// What cannot be is said at once, and nothing of it stays.
+fn refused(runtime: &Runtime) {
+    block_on(async {
+        let host = Host::new(runtime);
+        let refused = async |change: &dyn Fn(&mut Setup<'_>)| {
+            let mut setup = host.setup();
+            change(&mut setup);
+            let error = Runc::prepare(setup).await.err().expect("an error");
+            host.assert_clean();
+            error
+        };
+        let error = refused(&|setup| setup.runc = None).await;
+        assert!(
+            error.to_string().contains("jailer.runc_binary_path"),
+            "{error}"
+        );
+        let error = refused(&|setup| setup.template = Path::new("/nonexistent")).await;
+        assert!(matches!(error, JailError::Template(_)));
+        let error = refused(&|setup| setup.request.net_ns = Some("/etc/passwd".into())).await;
+        assert!(error.is_invalid_request(), "{error}");
+        let error = refused(&|setup| setup.request.cgroup_path = "/a/../../b".into()).await;
+        assert!(error.is_invalid_request(), "{error}");
+        let error = refused(&|setup| setup.vmm = Path::new("/nonexistent")).await;
+        assert!(error.to_string().contains("/nonexistent"), "{error}");
+
+        let jail = host.prepare().await;
+        for path in ["/nonexistent", "/etc", "/dev/null"] {
+            let error = jail.show(Role::Kernel, Path::new(path)).await.unwrap_err();
+            assert!(
+                error.is_invalid_request() && error.to_string().contains(path),
+                "{error}"
+            );
+        }
+        let nobody_s = host.base.path().join("nobody-s");
+        file(&nobody_s, "", 0o000);
+        let error = jail.show(Role::Kernel, &nobody_s).await.unwrap_err();
+        assert!(error.to_string().contains("0000"), "{error}");
+        assert!(jail.close().await.is_empty());
+        host.assert_clean();
+    });
+}
+
+fn two_namespaces_one_id(runtime: &Runtime) {
+    block_on(async {
+        let (one, mut other) = (Host::new(runtime), Host::new(runtime));
+        other.vm_id.clone_from(&one.vm_id);
+        let (jail, vmm, _) = one.start().await;
+        let setup = Setup {
+            namespace: "other",
+            ..other.setup()
+        };
+        let other_jail = Runc::prepare(setup.clone()).await.unwrap();
+        let other_vmm = other_jail.start(Start::default()).await.unwrap();
+        let path = format!("/firecracker-containerd/{}", one.vm_id);
+        assert_eq!(jail.cgroup_path(), Some(&*path));
+        assert_eq!(other_jail.cgroup_path(), Some(&*format!("{path}@other")));
+        let third = tempfile::tempdir().unwrap();
+        let error = Runc::prepare(Setup {
+            dir: third.path(),
+            ..setup
+        });
+        let error = error.await.err().expect("an error").to_string();
+        assert!(error.contains(&path), "{error}");
+        // The end of one is not the end of the other.
+        vmm.kill();
+        vmm.exited().await;
+        assert!(jail.close().await.is_empty());
+        assert!(other_vmm.end().is_none());
+        end(other_jail, other_vmm, &other).await;
+        one.assert_clean();
+    });
+}
+
+fn pinned_and_in_its_network(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        let name = format!("fc-{}", host.vm_id);
+        let netns = |verb| {
+            let status = Command::new("ip").args(["netns", verb, &name]).status();
+            assert!(status.unwrap().success());
+        };
+        netns("add");
+        let path = Path::new("/run/netns").join(&name);
+        host.request = JailRequest {
+            net_ns: Some(path.clone()),
+            cpus: "0".into(),
+            mems: "0".into(),
+            cgroup_path: "/firecracker-test/deep".into(),
+            ..host.request.clone()
+        };
+        let (jail, vmm, _) = host.start().await;
+        let cgroup = format!("/firecracker-test/deep/{}", host.vm_id);
+        assert_eq!(jail.cgroup_path(), Some(&*cgroup));
+        let proc = format!("/proc/{}", vmm.pid());
+        let of_vmm = fs::metadata(format!("{proc}/ns/net")).unwrap();
+        assert_eq!(of_vmm.ino(), path.metadata().unwrap().ino());
+        let groups = fs::read_to_string(format!("{proc}/cgroup")).unwrap();
+        assert!(groups.contains(&cgroup), "{groups}");
+        let status = fs::read_to_string(format!("{proc}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(field("Cpus_allowed_list:"), "0");
+        assert_eq!(field("Mems_allowed_list:"), "0");
+        end(jail, vmm, &host).await;
+        netns("delete");
+        // Parents are others' too, and stay; these are the test's own.
+        let clean =
+            "rmdir /sys/fs/cgroup/*/firecracker-test/deep /sys/fs/cgroup/*/firecracker-test";
+        let _ = Command::new("sh").args(["-c", clean]).status();
+    });
+}

@@ -1,0 +1,54 @@
+//! Jails made by real OCI runtimes. The program is the test and, in the jail, the VMM that was taken over.
+
+mod boot;
+mod files;
+mod host;
+mod security;
+mod stand_in;
+mod teardown;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use host::Runtime;
+
+type Test = fn(&Runtime);
+
+fn main() -> ExitCode {
+    // By its name, whatever the arguments: a VMM that ran the tests would start more VMMs, without end.
+    let program = std::env::args_os().next().map(PathBuf::from);
+    if program.is_some_and(|program| stand_in::NAMES.iter().any(|name| program.ends_with(name))) {
+        return stand_in::main();
+    }
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == teardown::OWNER) {
+        teardown::own(&words[1..]);
+        return ExitCode::SUCCESS;
+    }
+    let arguments = Arguments::from_args();
+    let tests: Vec<(&str, Test)> =
+        [security::TESTS, files::TESTS, teardown::TESTS, boot::TESTS].concat();
+    let trials = Runtime::all()
+        .iter()
+        .flat_map(|runtime| tests.iter().map(|(name, test)| trial(runtime, name, *test)))
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A test with one runtime; one that cannot run here is shown as ignored, with the reason as its kind.
+fn trial(runtime: &Runtime, name: &str, test: Test) -> Trial {
+    let missing = runtime.missing();
+    let runtime = runtime.clone();
+    let name = format!("{}::{name}", runtime.name());
+    let trial = Trial::test(name, move || {
+        host::in_this_thread(|| test(&runtime)).map_err(Failed::from)
+    });
+    match missing {
+        Some(why) => trial
+            .with_kind(format!("SKIPPED: {why}"))
+            .with_ignored_flag(true),
+        None => trial,
+    }
+}

@@ -1,0 +1,208 @@
+//! Whoever is killed at whatever moment: nothing stays.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fc_jailer::{Jailer, StartError};
+
+use crate::Test;
+use crate::host::{Host, Runtime, block_on, executable};
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("teardown::the_vmm_is_killed", the_vmm_is_killed),
+    (
+        "teardown::close_kills_and_may_be_repeated",
+        close_kills_and_may_be_repeated,
+    ),
+    ("teardown::the_runtime_is_killed", the_runtime_is_killed),
+    ("teardown::the_start_is_given_up", the_start_is_given_up),
+    ("teardown::the_owner_is_killed", the_owner_is_killed),
+    ("teardown::the_vmm_does_not_start", the_vmm_does_not_start),
+    (
+        "teardown::failures_are_told_and_the_rest_is_done",
+        failures_are_told_and_the_rest_is_done,
+    ),
+];
+
+/// Its end is known at once, with its status.
+fn the_vmm_is_killed(runtime: &Runtime) {
+    block_on(async {
+        let host = Host::new(runtime);
+        let (jail, vmm, _) = host.start().await;
+        let killed = Instant::now();
+        let status = Command::new("kill")
+            .args(["-9", &vmm.pid().to_string()])
+            .status();
+        assert!(status.unwrap().success());
+        let end = vmm.exited().await;
+        assert!(killed.elapsed() < Duration::from_secs(2));
+        let status = end.status.status().expect("it was adopted");
+        assert_eq!(status.signal(), Some(9));
+        assert!(end.last_output.iter().any(|line| line == "ready"));
+        assert!(jail.close().await.is_empty());
+        host.assert_clean();
+    });
+}
+
+fn close_kills_and_may_be_repeated(runtime: &Runtime) {
+    block_on(async {
+        let host = Host::new(runtime);
+        let (jail, vmm, mut orders) = host.start().await;
+        let one = host.base.path().join("one");
+        fs::write(&one, "one").unwrap();
+        let name = jail.exposer().expose("one", &one, true).await.unwrap();
+        orders.give(&format!("read {name}")).unwrap();
+        for _ in 0..2 {
+            let errors = jail.close().await;
+            assert!(errors.is_empty(), "{errors:?}");
+        }
+        vmm.exited().await;
+        assert!(fc_jailer::undo(&host.dir).is_empty());
+        assert!(one.exists());
+        host.assert_clean();
+    });
+}
+
+/// A runtime that is killed when it has run for some time, at moments spread over a whole start.
+fn the_runtime_is_killed(runtime: &Runtime) {
+    block_on(async {
+        for milliseconds in [1, 5, 10, 15, 20, 25, 30, 40, 60] {
+            let mut host = Host::new(runtime);
+            let seconds = format!("0.{milliseconds:03}");
+            let script = format!(
+                "#!/bin/sh\ncase \"$*\" in *' run '*) exec timeout -s KILL {seconds} {0} \"$@\";; esac\nexec {0} \"$@\"\n",
+                host.runc.display()
+            );
+            let wrapper = host.base.path().join("killed-runc");
+            fs::write(&wrapper, script).unwrap();
+            executable(&wrapper);
+            host.runc = wrapper;
+            let jail = host.prepare().await;
+            // It may have been fast enough.
+            drop(jail.start(fc_jailer::Start::default()).await);
+            let errors = jail.close().await;
+            assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
+            host.assert_clean();
+        }
+    });
+}
+
+/// The future of a start is dropped, as by a time limit.
+fn the_start_is_given_up(runtime: &Runtime) {
+    block_on(async {
+        for milliseconds in [1, 10, 20, 30, 50, 100] {
+            let host = Host::new(runtime);
+            let jail = host.prepare().await;
+            let bound = Duration::from_millis(milliseconds);
+            drop(tokio::time::timeout(bound, jail.start(fc_jailer::Start::default())).await);
+            let errors = jail.close().await;
+            assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
+            host.assert_clean();
+        }
+    });
+}
+
+/// The process that makes the jail, killed at moments spread over the whole.
+fn the_owner_is_killed(runtime: &Runtime) {
+    for milliseconds in [0, 2, 5, 10, 20, 30, 40, 60, 100, 200] {
+        let host = Host::new(runtime);
+        let mut owner = Command::new(std::env::current_exe().unwrap());
+        let mut owner = owner
+            .arg(OWNER)
+            .args([&host.dir, &host.runc, &host.vmm])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut begun = String::new();
+        let mut lines = BufReader::new(owner.stdout.take().unwrap());
+        lines.read_line(&mut begun).unwrap();
+        owner.stdin.take().unwrap().write_all(b"\n").unwrap();
+        // The moment is the point of the test; nothing is waited for.
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        let errors = fc_jailer::undo(&host.dir);
+        assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
+        host.assert_clean();
+    }
+}
+
+/// First argument of a process that only makes a jail.
+pub const OWNER: &str = "--make-a-jail";
+
+/// Makes a jail, starts a VMM in it, and waits to be killed.
+pub fn own(arguments: &[String]) {
+    let [dir, runc, vmm] = arguments else {
+        panic!("arguments: {arguments:?}");
+    };
+    let host = Host::of(Path::new(dir), Path::new(runc), Path::new(vmm));
+    println!("begun");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    block_on(async {
+        let _running = host.start().await;
+        std::future::pending::<()>().await;
+    });
+}
+
+fn the_vmm_does_not_start(runtime: &Runtime) {
+    block_on(async {
+        let host = Host::new(runtime);
+        fs::write(&host.vmm, "#!/no/such/interpreter\n").unwrap();
+        let jail = host.prepare().await;
+        let error = jail
+            .start(fc_jailer::Start::default())
+            .await
+            .expect_err("an error");
+        assert!(
+            matches!(error, StartError::Container(_) | StartError::Vmm(_)),
+            "{error}"
+        );
+        assert!(jail.close().await.is_empty());
+        host.assert_clean();
+
+        let mut host = Host::new(runtime);
+        host.runc = "/nonexistent/runc".into();
+        let jail = host.prepare().await;
+        let error = jail
+            .start(fc_jailer::Start::default())
+            .await
+            .expect_err("an error");
+        let source = std::error::Error::source(&error).expect("a source");
+        assert!(
+            source.to_string().contains("jailer.runc_binary_path"),
+            "{source}"
+        );
+        assert!(jail.close().await.is_empty());
+        host.assert_clean();
+    });
+}
+
+fn failures_are_told_and_the_rest_is_done(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in *' delete '*) echo 'no way' >&2; exit 3;; esac\nexec {} \"$@\"\n",
+            host.runc.display()
+        );
+        let wrapper = host.base.path().join("stubborn-runc");
+        fs::write(&wrapper, script).unwrap();
+        executable(&wrapper);
+        host.runc = wrapper;
+        let (jail, vmm, _) = host.start().await;
+        vmm.kill();
+        vmm.exited().await;
+        let errors = jail.close().await;
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        let source = std::error::Error::source(&errors[0]).unwrap().to_string();
+        assert!(source.contains("no way"), "{source}");
+        // All else is gone, and so is the container's state; the record stays for another attempt.
+        assert!(fc_jailer::undo(&host.dir).is_empty());
+        host.assert_clean();
+    });
+}
