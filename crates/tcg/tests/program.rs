@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::{SOCKET, Vmm};
@@ -118,6 +119,62 @@ fn configuration_calls() {
         "{answer}"
     );
     assert_eq!(vmm.request("GET", "/", "").0, 200);
+}
+
+/// Clients give up early: QEMU must not be started before it is needed.
+#[test]
+fn configuration_calls_are_fast() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    let vmm = Vmm::start(directory.path());
+    assert!(start.elapsed() < Duration::from_secs(1));
+    fs::write(directory.path().join("file"), [0; 4096]).unwrap();
+    let drive = json!({ "drive_id": "a", "path_on_host": "file", "is_root_device": false, "is_read_only": false });
+    for (method, path, body) in [
+        (
+            "PUT",
+            "/machine-config",
+            json!({ "vcpu_count": 2, "mem_size_mib": 4096 }),
+        ),
+        (
+            "PUT",
+            "/boot-source",
+            json!({ "kernel_image_path": "file", "initrd_path": "file" }),
+        ),
+        ("PUT", "/drives/a", drive),
+        (
+            "PUT",
+            "/vsock",
+            json!({ "guest_cid": 3, "uds_path": "v.sock" }),
+        ),
+        (
+            "PUT",
+            "/balloon",
+            json!({ "amount_mib": 1, "deflate_on_oom": true }),
+        ),
+        ("PUT", "/entropy", json!({})),
+        ("PUT", "/mmds", json!({ "a": 1 })),
+        ("GET", "/vm/config", json!(null)),
+    ] {
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        // The machine may be busy with something else, but not each time.
+        let fastest = (0..5).map(|_| {
+            let start = Instant::now();
+            let (status, answer) = vmm.request(method, path, &body);
+            assert!(status < 300, "{method} {path}: {answer}");
+            start.elapsed()
+        });
+        let fastest = fastest.min().unwrap();
+        assert!(
+            fastest < Duration::from_millis(100),
+            "{method} {path}: {fastest:?}"
+        );
+    }
+    assert_eq!(vmm.qemu(), None);
 }
 
 #[test]
