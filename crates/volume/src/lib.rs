@@ -8,6 +8,8 @@
 //!
 //! What is the guest's own (proc, tmpfs, what came with a drive mount) is left alone.
 //!
+//! [`Set`] is for clients: named volumes, made before a VM or container exists.
+//!
 //! Nothing here knows of VMs, slots or guests beyond the paths they are told.
 
 mod budget;
@@ -15,6 +17,7 @@ mod classify;
 mod copies;
 mod error;
 mod images;
+mod set;
 mod source;
 mod spec;
 mod staging;
@@ -28,6 +31,9 @@ pub use crate::classify::{Volume, VolumeKind};
 pub use crate::copies::{Copies, CopySettings};
 pub use crate::error::{Refusal, VolumeError};
 pub use crate::images::Images;
+pub use crate::set::{
+    HostVolume, Set, SetError, VM_PATH, VolumeDirectory, VolumeImage, VolumeMount, VolumeProvider,
+};
 pub use crate::source::{Drive, GuestMount, Provided, Slots, VolumeSource};
 pub use crate::spec::COPY_ANNOTATION;
 

@@ -3,3 +3,4 @@
 mod copies;
 mod host;
 mod images;
+mod set;
