@@ -74,15 +74,21 @@ fn nobody_listens(error: &io::Error) -> bool {
 /// # Errors
 /// See [`ClientError`].
 pub async fn in_process(host: Host) -> Result<Connection, ClientError> {
+    let (stream, server) = in_process_stream(host).await?;
+    Ok(Connection {
+        client: FirecrackerClient::new(Client::new(Socket::new(stream))),
+        daemon: false,
+        _server: Some(server),
+    })
+}
+
+/// A connection that this process serves itself.
+pub(crate) async fn in_process_stream(host: Host) -> Result<(UnixStream, Server), ClientError> {
     let (ours, theirs) = UnixStream::pair().map_err(ClientError::Own)?;
     let one = stream::iter([Ok::<_, io::Error>(theirs)]);
     let mut server = Server::new()
         .add_listener(Listener::new(one))
         .register_service(service(host));
     server.start().await?;
-    Ok(Connection {
-        client: FirecrackerClient::new(Client::new(Socket::new(ours))),
-        daemon: false,
-        _server: Some(server),
-    })
+    Ok((ours, server))
 }

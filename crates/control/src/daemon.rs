@@ -1,9 +1,11 @@
 //! The daemon: its address, its host, its end.
 
 use std::io;
+use std::path::PathBuf;
 
 use fc_control::error::ControlError;
 use fc_control::host::{Host, Settings};
+use fc_control::proxy;
 use fc_control::service::service;
 use fc_control::socket::{ClaimError, Claimed};
 use fc_proto::ttrpc;
@@ -33,15 +35,22 @@ pub enum DaemonError {
     Server(#[from] ttrpc::Error),
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. `shared`: containerd's former ttrpc address, to be served too, and its new one.
 ///
 /// # Errors
 /// See [`DaemonError`].
-pub async fn run(settings: Settings) -> Result<(), DaemonError> {
+pub async fn run(
+    settings: Settings,
+    shared: Option<(PathBuf, PathBuf)>,
+) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Setup)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Setup)?;
     let address = settings.config.control_address.clone();
     let mut claimed = Claimed::new(&address).await?;
+    let mut claimed_shared = match &shared {
+        Some((address, _)) => Some(Claimed::new(address).await?),
+        None => None,
+    };
     let host = Host::new(settings);
     let _server = match claimed.listener() {
         Some(listener) => Some(serve(listener, host.clone()).await?),
@@ -53,6 +62,16 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         "Serving {}",
         address.display()
     );
+    if let Some(listener) = claimed_shared.as_mut().and_then(Claimed::listener)
+        && let Some((address, containerd)) = shared
+    {
+        tracing::info!(
+            containerd = %containerd.display(),
+            "Serving {}",
+            address.display()
+        );
+        tokio::spawn(proxy::serve(listener, host.clone(), containerd));
+    }
     notify("READY=1");
     // After serving, so that a VM in a bad state delays nobody.
     adopt(&host).await;

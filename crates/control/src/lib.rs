@@ -8,6 +8,7 @@
 //! - [`service`]: the calls on the wire.
 //! - [`client`]: a client, of the daemon or of this very process.
 //! - [`socket`]: an address that only one daemon serves.
+//! - [`proxy`]: containerd's ttrpc address, shared with containerd.
 //!
 //! What is not here: how a VM boots and stops, which is its shim's business. Nothing about a VM is
 //! remembered here: what there is, is found on disk and by locks, so that the daemon may be killed at any time.
@@ -17,6 +18,7 @@ mod create;
 pub mod error;
 pub mod host;
 mod log;
+pub mod proxy;
 pub mod service;
 pub mod socket;
 

@@ -29,9 +29,16 @@ struct Args {
         default_value = "/run/containerd/containerd.sock"
     )]
     containerd_address: String,
-    /// containerd's ttrpc address, where events go [default: the gRPC address and ".ttrpc"].
+    /// containerd's ttrpc address, where events go [default: --forward-to, else the gRPC address and ".ttrpc"].
     #[arg(long, value_name = "PATH")]
     containerd_ttrpc_address: Option<String>,
+    /// Serve this address too, which clients of firecracker-containerd use: containerd's gRPC address and
+    /// ".ttrpc". containerd itself has to serve another one ([ttrpc] address in its configuration).
+    #[arg(long, value_name = "PATH", requires = "forward_to")]
+    own_ttrpc_address: Option<PathBuf>,
+    /// Where containerd serves ttrpc instead: what is not for this program is passed on.
+    #[arg(long, value_name = "PATH", requires = "own_ttrpc_address")]
+    forward_to: Option<PathBuf>,
     /// The runtime's configuration file, instead of the usual one.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -63,20 +70,22 @@ fn run(args: Args) -> Result<(), DaemonError> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    let shared = args.own_ttrpc_address.clone().zip(args.forward_to.clone());
     let settings = settings(args, loaded);
     // One thread: nearly everything the daemon does is waiting, and what blocks has threads of its own.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(DaemonError::Setup)?
-        .block_on(daemon::run(settings))
+        .block_on(daemon::run(settings, shared))
 }
 
 fn settings(args: Args, loaded: Loaded) -> Settings {
     let mut settings = Settings::new(loaded.config, &args.containerd_address);
     settings.config_path = Some(loaded.path);
     settings.debug = args.debug;
-    if let Some(address) = args.containerd_ttrpc_address {
+    let moved = args.forward_to.map(|path| path.display().to_string());
+    if let Some(address) = args.containerd_ttrpc_address.or(moved) {
         settings.ttrpc_address = address;
     }
     if let Some(shim) = args.shim {
