@@ -5,7 +5,7 @@
 //! | `FC_BIN_DIR`         | directory of `firecracker-tcg`; without it the one this program was built beside   |
 //! | `FC_GUEST_DIR`       | output of `firecracker-image`: kernel and modules for `firecracker-tcg`            |
 //! | `FIRECRACKER_BIN`    | a real `firecracker`, if there is one                                             |
-//! | `FIRECRACKER_KERNEL` | its kernel, an uncompressed one with virtio and serial drivers built in            |
+//! | `FIRECRACKER_KERNEL` | its kernel: uncompressed, every virtio driver and the serial port's built in       |
 //! | `FIRECRACKER_ARGS`   | options, separated by blanks, for every VMM that boots that kernel                 |
 //!
 //! And [`crate::bound`] for how slow it is. Real Firecracker runs on a paravirtual `/dev/kvm` too, with a kernel

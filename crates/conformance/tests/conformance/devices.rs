@@ -44,13 +44,6 @@ pub enum Kind {
     DriveLimit,
 }
 
-impl Kind {
-    /// Whether its driver in the guest comes from the root image.
-    pub fn needs_driver(self) -> bool {
-        !matches!(self, Self::DriveLimit)
-    }
-}
-
 /// Which of them a VMM offers here, or why not.
 #[derive(Clone, Debug)]
 pub struct Offers {
@@ -249,8 +242,11 @@ fn network_before_start(binary: &Path) {
     );
 }
 
-/// Loads a driver from the root image, after those it needs.
+/// Loads a driver from the root image, after those it needs; without such an image the kernel has them built in.
 fn load(guest: &mut Guest, modules: &[&str]) {
+    if !guest.has_modules {
+        return;
+    }
     guest.shell("mountpoint -q /mnt || mount -t erofs -o ro /dev/vda /mnt");
     for module in modules {
         let done = guest.shell(&format!(

@@ -33,6 +33,8 @@ pub struct Guest {
     pub vmm: Vmm,
     /// The VMM's directory and everything in it; removed after the VMM's end.
     pub directory: tempfile::TempDir,
+    /// Whether its root image has modules with drivers.
+    pub has_modules: bool,
     /// What had to exist on the host before.
     _host: Option<devices::Tap>,
 }
@@ -65,6 +67,7 @@ impl Guest {
         let mut guest = Self {
             vmm,
             directory,
+            has_modules: files.rootfs.is_some(),
             _host: tap,
         };
         guest.vmm.wait_line("READY");
