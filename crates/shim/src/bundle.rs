@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use fc_config::Config;
+use fc_rootfs::{DISK_SIZE_ANNOTATION, WRITE_BACK_ANNOTATION};
 use serde::Deserialize;
 
 /// Annotation that names the VM a container runs in. Containers with the same value share it.
@@ -24,6 +26,8 @@ pub const ADDRESS: &str = "address";
 pub const VM_ID_FILE: &str = "vm-id";
 
 const MIB: u64 = 1 << 20;
+/// Sizes of a writable disk, as the configuration has them: from the least with a journal to 16 TiB.
+const DISK_MIB: RangeInclusive<u32> = 8..=16 << 20;
 
 /// Why a bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,24 @@ pub enum BundleError {
         /// Why.
         source: serde_json::Error,
     },
+    /// An annotation is neither true nor false.
+    #[error("Annotation {name} must be true or false, not {value:?}")]
+    Flag {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A container's writable disk cannot be of that size.
+    #[error(
+        "Annotation {DISK_SIZE_ANNOTATION} must be from {} to {} MiB, not {mib}",
+        DISK_MIB.start(),
+        DISK_MIB.end()
+    )]
+    DiskSize {
+        /// The size asked for.
+        mib: u32,
+    },
     /// An annotation is not the number it must be.
     #[error("Annotation {name} must be a positive whole number, not {value:?}")]
     Annotation {
@@ -56,6 +78,17 @@ pub enum BundleError {
     },
 }
 
+impl BundleError {
+    /// Whether the container's creator asked for something that cannot be.
+    #[must_use]
+    pub fn is_annotation(&self) -> bool {
+        matches!(
+            self,
+            Self::Annotation { .. } | Self::Flag { .. } | Self::DiskSize { .. }
+        )
+    }
+}
+
 /// The parts of `config.json` that concern the VM.
 #[derive(Debug, Default, Deserialize)]
 pub struct Spec {
@@ -63,6 +96,9 @@ pub struct Spec {
     annotations: HashMap<String, String>,
     #[serde(default)]
     linux: Linux,
+    /// The whole file.
+    #[serde(skip)]
+    json: Vec<u8>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -114,7 +150,15 @@ impl Spec {
             path: path.clone(),
             source,
         })?;
-        serde_json::from_slice(&text).map_err(|source| BundleError::Malformed { path, source })
+        let spec: Self = serde_json::from_slice(&text)
+            .map_err(|source| BundleError::Malformed { path, source })?;
+        Ok(Self { json: text, ..spec })
+    }
+
+    /// The whole configuration, as it was read.
+    #[must_use]
+    pub fn json(&self) -> &[u8] {
+        &self.json
     }
 
     /// The VM that the container asks for; `None`: one of its own.
@@ -148,6 +192,35 @@ impl Spec {
             memory_mib: memory.unwrap_or(0).max(config.mem_size_mib),
             vcpus: vcpus.unwrap_or(0).max(config.vcpu_count),
         })
+    }
+
+    /// Bytes of the container's writable disk: the annotation's, else the configuration's.
+    ///
+    /// # Errors
+    /// When the annotation is no size that a disk can have.
+    pub fn disk_size(&self, config: &Config) -> Result<u64, BundleError> {
+        let mib = match self.number(DISK_SIZE_ANNOTATION)? {
+            Some(mib) if !DISK_MIB.contains(&mib) => return Err(BundleError::DiskSize { mib }),
+            Some(mib) => mib,
+            None => config.writable_disk_size_mib,
+        };
+        Ok(u64::from(mib) * MIB)
+    }
+
+    /// Whether what the container writes is to be brought back to its snapshot.
+    ///
+    /// # Errors
+    /// When the annotation is neither `true` nor `false`.
+    pub fn write_back(&self) -> Result<bool, BundleError> {
+        let value = self.annotations.get(WRITE_BACK_ANNOTATION);
+        match value.map_or("false", String::as_str) {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            other => Err(BundleError::Flag {
+                name: WRITE_BACK_ANNOTATION,
+                value: other.to_owned(),
+            }),
+        }
     }
 
     fn number(&self, name: &'static str) -> Result<Option<u32>, BundleError> {
@@ -239,6 +312,28 @@ mod tests {
             let error = size(&json).unwrap_err().to_string();
             assert!(error.contains(VM_MEMORY_MIB), "{error}");
         }
+    }
+
+    #[test]
+    fn annotations_about_the_disk() {
+        let spec = |name: &str, value: &str| {
+            let json = serde_json::json!({"annotations": {name: value}}).to_string();
+            serde_json::from_str::<Spec>(&json).unwrap()
+        };
+        let config = config();
+        let default = u64::from(config.writable_disk_size_mib) << 20;
+        assert_eq!(Spec::default().disk_size(&config).unwrap(), default);
+        let small = spec(DISK_SIZE_ANNOTATION, "8").disk_size(&config);
+        assert_eq!(small.unwrap(), 8 << 20);
+        for value in ["7", "16777217", "x"] {
+            let error = spec(DISK_SIZE_ANNOTATION, value).disk_size(&config);
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(DISK_SIZE_ANNOTATION), "{error}");
+        }
+        assert!(!Spec::default().write_back().unwrap());
+        assert!(spec(WRITE_BACK_ANNOTATION, "true").write_back().unwrap());
+        let error = spec(WRITE_BACK_ANNOTATION, "yes").write_back().unwrap_err();
+        assert!(error.to_string().contains("\"yes\""), "{error}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use fc_vm::dir::VmDir;
 use fc_vm::ident;
 use fc_vm::launch::{Launch, ShimLog, launch};
 use fc_vm::timeline::{Timeline, now_ns};
+use fc_volume::{CopySettings, Volumes};
 
 use crate::args::Args;
 use crate::bundle::{self, BundleError, Spec};
@@ -36,6 +37,9 @@ pub enum StartError {
     /// The shim could not be started.
     #[error(transparent)]
     Launch(#[from] fc_vm::launch::LaunchError),
+    /// The container's mounts.
+    #[error(transparent)]
+    Volumes(#[from] fc_volume::VolumeError),
     /// The control daemon could not start the shim.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
@@ -162,8 +166,10 @@ fn launch_of(
 }
 
 /// The VM to create when there is none yet.
-fn request(config: &Config, spec: &Spec, target: &Target) -> Result<CreateVMRequest, BundleError> {
+fn request(config: &Config, spec: &Spec, target: &Target) -> Result<CreateVMRequest, StartError> {
     let size = spec.vm_size(config)?;
+    let copies = CopySettings::new(u64::from(config.volume_copy_limit_mib) << 20);
+    let volumes = Volumes::new(copies).slots(spec.json())?;
     let count = if target.single_task {
         1
     } else {
@@ -178,6 +184,9 @@ fn request(config: &Config, spec: &Spec, target: &Target) -> Result<CreateVMRequ
             ..FirecrackerMachineConfiguration::default()
         }),
         ContainerCount: count,
+        VolumeSlots: volumes.writable,
+        // Each container's second read-only slot is for its copies.
+        ReadOnlyVolumeSlots: volumes.read_only.saturating_sub(1),
         ExitAfterAllTasksDeleted: target.single_task,
         ..CreateVMRequest::default()
     })

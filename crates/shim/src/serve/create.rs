@@ -3,29 +3,24 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fc_drives::{Attach, Kind};
-use fc_proto::guest::{BUNDLE_ROOT, EXTRA_DATA_TYPE_URL, ExtraData, feature};
+use fc_proto::guest::{EXTRA_DATA_TYPE_URL, ExtraData};
 use fc_proto::protobuf::well_known_types::any::Any;
 use fc_proto::protobuf::{Message, MessageField};
-use fc_proto::task::api::{CreateTaskRequest, Mount, WaitRequest};
+use fc_proto::task::api::{CreateTaskRequest, WaitRequest};
 use fc_proto::ttrpc::Error as RpcError;
-use fc_rootfs::{
-    ContainerFiles, DISK_FSTYPE, DISK_UPPER, DISK_WORK, Device, IMAGE_FSTYPE, Prepared,
-};
 use fc_vm::ident;
-use fc_vm::machine::chain;
 
+use super::drives::{attach, detach, guest_path};
 use super::error::CallError;
+use super::files::{self, Files};
 use super::io::{self, Stdio};
+use super::link;
 use super::process::{Exit, Process};
 use super::shim::{Running, Shim};
 use super::stop;
 use super::tasks::Task;
-use crate::bundle::{self, BundleError};
-
-/// Type prefix of mounts that exist in the guest only (an in-guest snapshotter's).
-const GUEST_MOUNT: &str = "vm:";
-const MIB: u64 = 1 << 20;
+use super::write_back::WriteBack;
+use crate::bundle::Spec;
 
 /// Creates a container; answers the process id to show. Fails without a trace: the same id can
 /// be created again.
@@ -40,17 +35,25 @@ pub async fn create(shim: &Arc<Shim>, request: CreateTaskRequest) -> Result<u32,
         ));
     }
     let reservation = shim.tasks.reserve(&request.id)?;
-    let spec = read_spec(&request)?;
-    // The rootfs is prepared while the VM boots.
-    let (running, prepared) = tokio::join!(shim.vm(), prepare(shim, &request));
+    let spec = Spec::read(&PathBuf::from(&request.bundle))?;
+    // The files are made while the VM boots.
+    let (running, files) = tokio::join!(shim.vm(), files::prepare(shim, &request, &spec));
     let running = running?;
-    let prepared = prepared.inspect_err(|_| stop::expect_shutdown(shim, &running))?;
+    let ready = files.and_then(|files| {
+        let write_back = WriteBack::of(shim, &running, &request, &spec)?;
+        Ok((files, write_back))
+    });
+    let (files, write_back) = ready.inspect_err(|_| stop::expect_shutdown(shim, &running))?;
     shim.timeline.task(&request.id, "rootfs_prepared");
 
-    let created = create_in(shim, &running, &request, spec, prepared.as_ref()).await;
+    let before = link::now(running.machine.guest());
+    let created = create_in(shim, &running, &request, &files).await;
     let (process, guest_pid) = match created {
         Ok(created) => created,
         Err(error) => {
+            if let CallError::Guest(lost) = &error {
+                link::forget(&running, &request.id, before, lost).await;
+            }
             detach(&running, &request.id).await;
             stop::expect_shutdown(shim, &running);
             return Err(error);
@@ -60,48 +63,13 @@ pub async fn create(shim: &Arc<Shim>, request: CreateTaskRequest) -> Result<u32,
         PathBuf::from(&request.bundle),
         request.rootfs,
         Arc::clone(&process),
-        prepared,
+        files,
+        write_back,
     );
     shim.timeline.task(&request.id, "task_created");
     reservation.fill(Arc::new(task));
     watch_exit(shim, &running, process);
     Ok(shim.pid(&running, guest_pid))
-}
-
-fn read_spec(request: &CreateTaskRequest) -> Result<Vec<u8>, BundleError> {
-    let path = PathBuf::from(&request.bundle).join(bundle::CONFIG);
-    std::fs::read(&path).map_err(|source| BundleError::File {
-        action: "read",
-        path,
-        source,
-    })
-}
-
-/// Makes drives' files of the rootfs; `None` for one that is in the guest already.
-async fn prepare(shim: &Shim, request: &CreateTaskRequest) -> Result<Option<Prepared>, CallError> {
-    let mounts = &request.rootfs;
-    if !mounts.is_empty() && mounts.iter().all(|m| m.type_.starts_with(GUEST_MOUNT)) {
-        return Ok(None);
-    }
-    let mounts: Vec<_> = mounts
-        .iter()
-        .map(|m| fc_rootfs::Mount {
-            fstype: m.type_.clone(),
-            source: m.source.clone(),
-            target: m.target.clone(),
-            options: m.options.clone(),
-        })
-        .collect();
-    let files = ContainerFiles {
-        disk: shim.dir.join(&format!("{}.disk", request.id)),
-        disk_size: u64::from(shim.config.writable_disk_size_mib) * MIB,
-        image: shim.dir.join(&format!("{}.image", request.id)),
-    };
-    let prepared = shim.rootfs.prepare(&mounts, &files).await;
-    prepared.map(Some).map_err(|source| CallError::Rootfs {
-        task: request.id.clone(),
-        source,
-    })
 }
 
 /// Attaches the drives and creates the container in the guest. Its drives are the caller's to
@@ -110,13 +78,10 @@ async fn create_in(
     shim: &Arc<Shim>,
     running: &Running,
     request: &CreateTaskRequest,
-    spec: Vec<u8>,
-    prepared: Option<&Prepared>,
+    files: &Files,
 ) -> Result<(Arc<Process>, u32), CallError> {
-    let rootfs = match prepared {
-        Some(prepared) => attach(running, &request.id, prepared).await?,
-        None => request.rootfs.clone(),
-    };
+    let mounts = attach(running, &request.id, files).await?;
+    let rootfs = mounts.unwrap_or_else(|| request.rootfs.clone());
     shim.timeline.task(&request.id, "rootfs_attached");
 
     let stdio = Stdio {
@@ -127,7 +92,7 @@ async fn create_in(
     };
     let streams = io::Prepared::new(&stdio, &running.ports)?;
     let extra = ExtraData {
-        JsonSpec: spec,
+        JsonSpec: files.volumes.spec().to_vec(),
         RuncOptions: request.options.clone(),
         ..extra_data(running, &streams)
     };
@@ -205,7 +170,18 @@ pub fn watch_exit(shim: &Arc<Shim>, running: &Arc<Running>, process: Arc<Process
             exec_id: process.exec_id.clone(),
             ..WaitRequest::default()
         };
-        match guest.tasks().wait(guest.context(), &request).await {
+        let answer = loop {
+            let before = link::now(guest);
+            match guest.tasks().wait(guest.context(), &request).await {
+                Err(error) if !matches!(error, RpcError::RpcStatus(_)) => {
+                    if !link::regained(guest, before).await {
+                        break Err(error);
+                    }
+                }
+                answer => break answer,
+            }
+        };
+        match answer {
             Ok(response) => {
                 if process.exec_id.is_empty() {
                     shim.timeline.task(&process.task_id, "task_exited");
@@ -223,85 +199,4 @@ pub fn watch_exit(shim: &Arc<Shim>, running: &Arc<Running>, process: Arc<Process
             ),
         }
     });
-}
-
-/// Attaches a container's drives; answers the mounts that are left for the agent.
-async fn attach(running: &Running, id: &str, prepared: &Prepared) -> Result<Vec<Mount>, CallError> {
-    let drives = running.machine.drives();
-    let attach =
-        async |kind, host_path: &std::path::Path, to: &str, fstype: &str, options: &[String]| {
-            let request = Attach {
-                host_path: host_path.to_owned(),
-                destination: guest_path(id, to),
-                fstype: fstype.to_owned(),
-                options: options.to_vec(),
-                owner: id.to_owned(),
-            };
-            let attached = drives.attach(kind, request).await;
-            attached.map(drop).map_err(|source| CallError::Drive {
-                task: id.to_owned(),
-                source,
-            })
-        };
-    match prepared {
-        Prepared::Device(Device {
-            source,
-            fstype,
-            options,
-            read_only,
-        }) => {
-            let kind = if *read_only {
-                Kind::ReadOnly
-            } else {
-                Kind::Writable
-            };
-            attach(kind, source, "/rootfs", fstype, options).await?;
-            Ok(Vec::new())
-        }
-        Prepared::Layers { image, disk: None } => {
-            attach(Kind::ReadOnly, image.path(), "/rootfs", IMAGE_FSTYPE, &[]).await?;
-            Ok(Vec::new())
-        }
-        Prepared::Layers {
-            image,
-            disk: Some(disk),
-        } => {
-            if !running.machine.guest().has(feature::ROOTFS_MOUNTS) {
-                return Err(CallError::Unsupported(
-                    "The agent in this root image only takes a block device as a container's rootfs: use a block snapshotter, or a root image of this version".to_owned(),
-                ));
-            }
-            let image = attach(Kind::ReadOnly, image.path(), "/image", IMAGE_FSTYPE, &[]);
-            let disk = attach(Kind::Writable, disk.path(), "/disk", DISK_FSTYPE, &[]);
-            let (image, disk) = tokio::join!(image, disk);
-            image.and(disk)?;
-            Ok(vec![overlay(id)])
-        }
-    }
-}
-
-/// The container's rootfs of its two drives.
-fn overlay(id: &str) -> Mount {
-    let disk = guest_path(id, "/disk");
-    Mount {
-        type_: "overlay".to_owned(),
-        source: "overlay".to_owned(),
-        options: vec![
-            format!("lowerdir={}", guest_path(id, "/image")),
-            format!("upperdir={disk}/{DISK_UPPER}"),
-            format!("workdir={disk}/{DISK_WORK}"),
-        ],
-        ..Mount::default()
-    }
-}
-
-/// Detaches whatever drives the container has. What fails is logged and kept from further use.
-pub async fn detach(running: &Running, id: &str) {
-    if let Err(error) = running.machine.drives().detach_owner(id).await {
-        tracing::error!(task = id, "{}", chain(&error));
-    }
-}
-
-fn guest_path(id: &str, below: &str) -> String {
-    format!("{BUNDLE_ROOT}/{id}{below}")
 }

@@ -7,7 +7,8 @@ use fc_proto::protobuf::MessageField;
 use fc_proto::task::api::{DeleteRequest, DeleteResponse};
 use fc_proto::ttrpc::{Code, Error as RpcError};
 
-use super::create::{detach, lost};
+use super::create::lost;
+use super::drives::detach;
 use super::error::CallError;
 use super::process::{Exit, Process};
 use super::shim::{Phase, Running, Shim};
@@ -28,6 +29,13 @@ pub async fn delete(shim: &Arc<Shim>, request: DeleteRequest) -> Result<DeleteRe
         Phase::Running(running) => Some(running),
         _ => None,
     };
+    if let (Some(running), Some(write_back), true) =
+        (&running, &task.write_back, request.exec_id.is_empty())
+    {
+        // Before the guest takes the container's disk apart. Should it fail, the task stays as it is, for
+        // another attempt.
+        write_back.run(shim, running, &task.id).await?;
+    }
     let (guest_pid, exit) = match &running {
         Some(running) => delete_in(shim, running, &process, &request).await?,
         // The VM's end was the process's.

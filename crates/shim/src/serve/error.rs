@@ -1,12 +1,15 @@
 //! What a call can fail with, and the one place that turns it into a status on the wire.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use fc_client::ApiError;
+use fc_drives::DriveError;
 use fc_proto::ttrpc::{self, Code, get_status};
 use fc_vm::machine::{BootError, Class, Console, StopError, chain};
 
 use super::io::IoError;
+use super::write_back::WriteBackError;
 
 /// Longest message of the guest that is passed on, in bytes.
 const MAX_GUEST_MESSAGE: usize = 16 << 10;
@@ -56,10 +59,12 @@ pub enum CallError {
     #[error("shim cannot create VM more than once")]
     CreatedAlready,
     /// The VM has ended.
-    #[error("failed to find VM {vm_id:?}: its VMM is gone{console}")]
+    #[error("failed to find VM {vm_id:?}: {why}{console}")]
     Gone {
         /// Its id.
         vm_id: String,
+        /// Why it has.
+        why: &'static str,
         /// The guest's last words.
         console: Console,
     },
@@ -87,13 +92,29 @@ pub enum CallError {
         /// Why.
         source: fc_rootfs::RootfsError,
     },
+    /// One of the container's mounts.
+    #[error("Cannot prepare the mounts of {task:?} for a VM")]
+    Volume {
+        /// The task.
+        task: String,
+        /// Why.
+        source: Box<fc_volume::VolumeError>,
+    },
     /// A drive of the container.
-    #[error("Cannot attach the rootfs of {task:?} to the VM")]
+    #[error("Cannot attach a drive of {task:?} to the VM")]
     Drive {
         /// The task.
         task: String,
         /// Why.
-        source: fc_drives::DriveError,
+        source: DriveError,
+    },
+    /// What a container wrote.
+    #[error("Cannot bring back what {task:?} wrote to its snapshot, which is as it was")]
+    WriteBack {
+        /// The task.
+        task: String,
+        /// Why.
+        source: WriteBackError,
     },
     /// The process's stdio.
     #[error(transparent)]
@@ -123,6 +144,19 @@ pub enum StartError {
     /// It did not start.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The root image's builder found that it needs more.
+    #[error(
+        "a VM with {asked} MiB of memory cannot boot {}: the image needs at least {least} MiB",
+        image.display()
+    )]
+    Memory {
+        /// MiB asked for.
+        asked: u32,
+        /// MiB needed.
+        least: u32,
+        /// The root image.
+        image: PathBuf,
+    },
     /// StopVM came first, or whoever called CreateVM went away.
     #[error("the VM was stopped before it ran")]
     Stopped,
@@ -160,13 +194,17 @@ impl CallError {
             Self::NoTask(_) | Self::NoExec { .. } | Self::Gone { .. } => Code::NOT_FOUND,
             Self::Exists { .. } | Self::CreatedAlready => Code::ALREADY_EXISTS,
             Self::Invalid(_) | Self::Identifier(_) => Code::INVALID_ARGUMENT,
+            Self::Bundle(error) if error.is_annotation() => Code::INVALID_ARGUMENT,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Start(error) => match &**error {
                 StartError::Boot(error) => class_code(error.class()),
+                StartError::Memory { .. } => Code::INVALID_ARGUMENT,
                 StartError::Stopped => Code::UNAVAILABLE,
             },
             Self::NotCreated => Code::DEADLINE_EXCEEDED,
             Self::NoBalloon => Code::FAILED_PRECONDITION,
+            Self::Volume { source, .. } if source.is_refusal() => Code::INVALID_ARGUMENT,
+            Self::Drive { source, .. } => drive_code(source),
             Self::Io(error) if error.is_unsupported() => Code::UNIMPLEMENTED,
             Self::Vmm { refusal, error } => vmm_code(*refusal, error),
             Self::Stopping | Self::Guest(_) => Code::UNAVAILABLE,
@@ -174,7 +212,8 @@ impl CallError {
             | Self::Panicked
             | Self::Bundle(_)
             | Self::Rootfs { .. }
-            | Self::Drive { .. }
+            | Self::Volume { .. }
+            | Self::WriteBack { .. }
             | Self::Io(_)
             | Self::Encoding(_) => Code::INTERNAL,
         };
@@ -190,6 +229,16 @@ fn class_code(class: Class) -> Code {
         Class::Deadline => Code::DEADLINE_EXCEEDED,
         Class::Unavailable => Code::UNAVAILABLE,
         Class::Internal => Code::INTERNAL,
+    }
+}
+
+fn drive_code(error: &DriveError) -> Code {
+    match error {
+        DriveError::Exhausted { .. } => Code::FAILED_PRECONDITION,
+        DriveError::InUse { .. } | DriveError::DriveMountInUse(_) => Code::ALREADY_EXISTS,
+        DriveError::NotAttached { .. } | DriveError::NoSuchDriveMount(_) => Code::NOT_FOUND,
+        DriveError::RelativePath(_) | DriveError::Options(_) => Code::INVALID_ARGUMENT,
+        _ => Code::INTERNAL,
     }
 }
 
@@ -267,6 +316,7 @@ mod tests {
         assert!(text.starts_with("VM \"a\" didn't start within "), "{text}");
         let gone = CallError::Gone {
             vm_id: "a".into(),
+            why: "its VMM is gone",
             console: Console::default(),
         };
         let (code, text) = status(gone);

@@ -8,41 +8,56 @@ use fc_proto::containerd::events::task::{
     TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use fc_proto::containerd::shim::event::Envelope;
-use fc_proto::guest::{
-    AgentClient, EVENT_GETTER_METHOD, EVENT_GETTER_SERVICE, NextEventRequest, feature,
-};
+use fc_proto::guest::{EVENT_GETTER_METHOD, EVENT_GETTER_SERVICE, NextEventRequest, feature};
 use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_proto::protobuf::{self, Message, MessageField};
 use fc_proto::task::call;
 use fc_proto::ttrpc::Error as RpcError;
+use fc_vm::machine::Guest;
 
+use super::link;
 use super::shim::{Running, Shim};
 use super::tasks::Task;
 
 /// How long a VMM may live on after its guest's agent vanished.
 const ORPHAN_BOUND: Duration = Duration::from_secs(2);
 
-/// Forwards the guest's events until the VM ends. A VM whose agent vanishes is ended.
+/// Forwards the guest's events until the VM ends. A VM whose agent is gone for good is ended.
 pub async fn follow(shim: Arc<Shim>, running: Arc<Running>) {
-    let mut source = Source::new(&running);
+    let guest = running.machine.guest();
+    let mut source = Source::new(guest);
     loop {
-        match source.next(&running).await {
+        let before = link::now(guest);
+        match source.next(guest).await {
             Ok(event) => forward(&shim, &running, event).await,
             Err(RpcError::RpcStatus(status)) => {
                 tracing::warn!("The guest gives no events: {}", status.message);
                 return;
             }
             Err(error) => {
-                let end = tokio::time::timeout(ORPHAN_BOUND, running.machine.exited()).await;
-                if end.is_err() {
-                    tracing::error!("The connection to the agent broke, so the VM ends: {error}");
-                    if let Err(error) = running.machine.kill().await {
-                        tracing::error!("{error}");
-                    }
+                if !link::regained(guest, before).await {
+                    return end_orphan(&shim, &running, &error).await;
                 }
-                return;
+                link::look_again(&shim, &running).await;
             }
         }
+    }
+}
+
+/// Ends a VM that nobody can speak to any more, unless it is ending by itself.
+async fn end_orphan(shim: &Shim, running: &Running, error: &RpcError) {
+    let end = tokio::time::timeout(ORPHAN_BOUND, running.machine.exited()).await;
+    if end.is_ok() {
+        return;
+    }
+    tracing::error!(
+        "The connection to the agent broke and did not come back, so the VM ends: {error}"
+    );
+    shim.set_end_reason(
+        "it was ended, because the connection to its agent broke and did not come back",
+    );
+    if let Err(error) = running.machine.kill().await {
+        tracing::error!("{error}");
     }
 }
 
@@ -55,28 +70,26 @@ enum Source {
 }
 
 impl Source {
-    fn new(running: &Running) -> Self {
-        if running.machine.guest().has(feature::NUMBERED_EVENTS) {
+    fn new(guest: &Guest) -> Self {
+        if guest.has(feature::NUMBERED_EVENTS) {
             Self::Numbered(0)
         } else {
             Self::Plain
         }
     }
 
-    async fn next(&mut self, running: &Running) -> Result<Envelope, RpcError> {
-        let guest = running.machine.guest();
-        let (client, context) = (guest.client(), guest.context());
+    async fn next(&mut self, guest: &Guest) -> Result<Envelope, RpcError> {
+        let context = guest.context();
         let Self::Numbered(last) = self else {
+            let client = guest.client();
             let (service, method) = (EVENT_GETTER_SERVICE, EVENT_GETTER_METHOD);
-            return call(client, context, service, method, &Empty::default()).await;
+            return call(&client, context, service, method, &Empty::default()).await;
         };
         let request = NextEventRequest {
             after: *last,
             ..NextEventRequest::default()
         };
-        let event = AgentClient::new(client.clone())
-            .next_event(context, &request)
-            .await?;
+        let event = guest.agent().next_event(context, &request).await?;
         if event.lost > 0 {
             tracing::error!("The guest had no room for {} events", event.lost);
         }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use fc_proto::control::{CreateVMRequest, TOPIC_VM_START, VMStart};
 use fc_proto::guest::feature;
-use fc_vm::machine::{BootError, Machine, VmSpec, boot, host_is_intel};
+use fc_vm::machine::{BootError, Machine, SpecError, VmSpec, boot, host_is_intel};
 use fc_vm::state::State;
 use fc_vm::timeline::now_ns;
 
 use super::error::{CallError, StartError};
 use super::guest_events;
+use super::guest_image;
 use super::io::Ports;
 use super::shim::{Phase, Running, Shim};
 use super::stop;
@@ -32,16 +33,21 @@ pub fn begin(shim: &Arc<Shim>, request: CreateVMRequest, origin: Origin) -> Resu
     if !shim.claim_creation() {
         return Err(CallError::CreatedAlready);
     }
+    // All of these are set once: here.
     let _ = shim.created.set(now_ns());
-    tokio::spawn(live(Arc::clone(shim), request, origin));
+    let spec = VmSpec::new(&shim.config, &request, host_is_intel());
+    if let Ok(spec) = &spec {
+        let _ = shim.asked.set(spec.clone());
+    }
+    tokio::spawn(live(Arc::clone(shim), spec, origin));
     Ok(())
 }
 
-async fn live(shim: Arc<Shim>, request: CreateVMRequest, origin: Origin) {
+async fn live(shim: Arc<Shim>, spec: Result<VmSpec, SpecError>, origin: Origin) {
     let started = tokio::select! {
         biased;
         () = shim.start_cancelled() => Err(StartError::Stopped),
-        started = start(&shim, &request) => started.map_err(StartError::from),
+        started = start(&shim, spec) => started,
     };
     let machine = match started {
         Ok(machine) => machine,
@@ -72,12 +78,12 @@ async fn live(shim: Arc<Shim>, request: CreateVMRequest, origin: Origin) {
     stop::after_end(&shim, &running, &end).await;
 }
 
-async fn start(shim: &Shim, request: &CreateVMRequest) -> Result<Machine, BootError> {
-    let spec = VmSpec::new(&shim.config, request, host_is_intel())?;
-    // Set once: `start` runs once.
-    let _ = shim.spec.set(spec.clone());
-    let mut state = State::load(&shim.dir)?.unwrap_or_else(|| State::new(&shim.dir));
-    boot(
+async fn start(shim: &Shim, spec: Result<VmSpec, SpecError>) -> Result<Machine, StartError> {
+    let spec = spec.map_err(BootError::from)?;
+    check_memory(&spec)?;
+    let state = State::load(&shim.dir).map_err(BootError::from)?;
+    let mut state = state.unwrap_or_else(|| State::new(&shim.dir));
+    let machine = boot(
         &shim.dir,
         &shim.config,
         spec,
@@ -85,5 +91,18 @@ async fn start(shim: &Shim, request: &CreateVMRequest) -> Result<Machine, BootEr
         &shim.timeline,
         &shim.progress,
     )
-    .await
+    .await?;
+    Ok(machine)
+}
+
+/// Refuses what would only end in a panic of the guest's kernel.
+fn check_memory(spec: &VmSpec) -> Result<(), StartError> {
+    match guest_image::least_memory(&spec.root.path) {
+        Some(least) if spec.memory_mib < least => Err(StartError::Memory {
+            asked: spec.memory_mib,
+            least,
+            image: spec.root.path.clone(),
+        }),
+        _ => Ok(()),
+    }
 }

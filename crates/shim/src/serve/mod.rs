@@ -3,12 +3,16 @@
 mod control;
 mod create;
 mod delete;
+mod drives;
 mod error;
 mod exec;
+mod files;
 mod guest_events;
+mod guest_image;
 mod inherited;
 mod io;
 mod life;
+mod link;
 mod log;
 mod process;
 mod service;
@@ -17,6 +21,7 @@ mod signals;
 mod stop;
 mod tasks;
 mod vm_service;
+mod write_back;
 
 use std::sync::Arc;
 

@@ -160,10 +160,9 @@ impl TaskApi for TaskService {
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
         let shim = Arc::clone(&self.shim);
-        self.pass(async move |guest, ctx| {
-            let answer = guest.pause(ctx, &request).await?;
-            set_status(&shim, &request.id, Status::PAUSED);
-            Ok(answer)
+        detached(async move {
+            pause(&shim, request).await?;
+            Ok(Empty::default())
         })
         .await
     }
@@ -247,6 +246,31 @@ impl TaskApi for TaskService {
         })
         .await
     }
+}
+
+/// Freezes a container; with its annotation, what it wrote is in its snapshot then. It goes on if that fails.
+async fn pause(shim: &Shim, request: PauseRequest) -> Result<(), CallError> {
+    let running = shim.running()?;
+    let task = shim.tasks.get(&request.id)?;
+    let guest = running.machine.guest();
+    let paused = guest.tasks().pause(guest.context(), &request).await;
+    paused.map_err(|error| lost(shim, error))?;
+    task.init.set_status(Status::PAUSED);
+    let Some(write_back) = &task.write_back else {
+        return Ok(());
+    };
+    let written = write_back.run(shim, &running, &task.id).await;
+    if written.is_err() {
+        let resume = ResumeRequest {
+            id: request.id,
+            ..ResumeRequest::default()
+        };
+        match guest.tasks().resume(guest.context(), &resume).await {
+            Ok(_) => task.init.set_status(Status::RUNNING),
+            Err(error) => tracing::error!(task = task.id, "The container stays paused: {error}"),
+        }
+    }
+    written
 }
 
 fn set_status(shim: &Shim, id: &str, status: Status) {

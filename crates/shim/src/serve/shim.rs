@@ -9,6 +9,7 @@ use fc_rpc::events::Events;
 use fc_vm::dir::VmDir;
 use fc_vm::machine::{Console, Machine, Progress, VmSpec};
 use fc_vm::timeline::Timeline;
+use fc_volume::CopySettings;
 use tokio::sync::{Notify, watch};
 
 use super::error::{CallError, StartError};
@@ -32,7 +33,7 @@ pub struct Shim {
     /// What the VM's start has come to, its console and its VMM's log.
     pub progress: Progress,
     /// What the VM is to be, once somebody asked for one that can be.
-    pub spec: OnceLock<VmSpec>,
+    pub asked: OnceLock<VmSpec>,
     /// When somebody asked for the VM, in nanoseconds since 1970.
     pub created: OnceLock<u64>,
     /// When its agent answered, in nanoseconds since 1970.
@@ -43,7 +44,10 @@ pub struct Shim {
     pub tasks: Tasks,
     /// Turns snapshots into drives.
     pub rootfs: fc_rootfs::Rootfs,
+    /// Turns containers' mounts into drives.
+    pub volumes: fc_volume::Volumes,
     phase: watch::Sender<Phase>,
+    end_reason: OnceLock<&'static str>,
     start_cancelled: Notify,
     failure_told: Notify,
     ended: watch::Sender<bool>,
@@ -78,16 +82,23 @@ impl Shim {
         Arc::new(Self {
             timeline: Timeline::new(config.timeline_path.as_deref(), dir.vm_id()),
             events: Events::new(ttrpc_address.into(), dir.namespace()),
-            rootfs: fc_rootfs::Rootfs::new(fc_rootfs::Settings::new(&config.image_cache_dir)),
+            rootfs: fc_rootfs::Rootfs::new(fc_rootfs::Settings {
+                cache_size: u64::from(config.image_cache_size_mib) << 20,
+                ..fc_rootfs::Settings::new(&config.image_cache_dir)
+            }),
+            volumes: fc_volume::Volumes::new(CopySettings::new(
+                u64::from(config.volume_copy_limit_mib) << 20,
+            )),
             config,
             log,
             progress: Progress::default(),
-            spec: OnceLock::new(),
+            asked: OnceLock::new(),
             created: OnceLock::new(),
             came_up: OnceLock::new(),
             dir: dir.clone(),
             tasks: Tasks::default(),
             phase: watch::Sender::new(Phase::Waiting),
+            end_reason: OnceLock::new(),
             start_cancelled: Notify::new(),
             failure_told: Notify::new(),
             ended: watch::Sender::new(false),
@@ -115,14 +126,29 @@ impl Shim {
         })
     }
 
-    /// The running VM, waiting for one that is on its way.
-    pub async fn vm(&self) -> Result<Arc<Running>, CallError> {
+    /// What the VM is to be, waiting for somebody to ask for it.
+    pub async fn spec(&self) -> Result<&VmSpec, CallError> {
+        self.asked_for().await?;
+        match self.asked.get() {
+            Some(spec) => Ok(spec),
+            // There cannot be such a VM.
+            None => Err(self.running().err().unwrap_or(CallError::NotCreated)),
+        }
+    }
+
+    async fn asked_for(&self) -> Result<(), CallError> {
         let mut phase = self.phase.subscribe();
         let asked = phase.wait_for(|p| !matches!(p, Phase::Waiting));
         match tokio::time::timeout(CREATE_VM_BOUND, asked).await {
-            Err(_) => return Err(CallError::NotCreated),
-            Ok(asked) => drop(asked),
+            Err(_) => Err(CallError::NotCreated),
+            Ok(_) => Ok(()),
         }
+    }
+
+    /// The running VM, waiting for one that is on its way.
+    pub async fn vm(&self) -> Result<Arc<Running>, CallError> {
+        self.asked_for().await?;
+        let mut phase = self.phase.subscribe();
         // Fails only without a sender, and `self` has it.
         let _ = phase.wait_for(|p| !matches!(p, Phase::Booting)).await;
         self.running()
@@ -139,9 +165,20 @@ impl Shim {
             Phase::Waiting | Phase::Booting => Err(CallError::NotCreated),
             Phase::Gone(console) => Err(CallError::Gone {
                 vm_id: self.dir.vm_id().to_owned(),
+                why: self.end_reason(),
                 console,
             }),
         }
+    }
+
+    /// Why the VM ended, if it did; the first reason counts.
+    pub fn set_end_reason(&self, reason: &'static str) {
+        let _ = self.end_reason.set(reason);
+    }
+
+    /// What to say of a VM that has ended.
+    pub fn end_reason(&self) -> &'static str {
+        self.end_reason.get().unwrap_or(&"its VMM is gone")
     }
 
     /// Gives up a start that is under way.

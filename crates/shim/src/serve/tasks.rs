@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fc_proto::task::api::Mount;
-use fc_rootfs::Prepared;
 use tokio::sync::{Notify, watch};
 
 use super::error::CallError;
+use super::files::Files;
 use super::process::Process;
+use super::write_back::WriteBack;
 
 /// A container.
 pub struct Task {
@@ -23,17 +24,20 @@ pub struct Task {
     pub init: Arc<Process>,
     /// Notified when the event of its deletion is on its way to containerd.
     pub deletion_published: Notify,
+    /// Where to bring back what it writes, if that is wanted.
+    pub write_back: Option<WriteBack>,
     execs: Mutex<HashMap<String, Slot<Process>>>,
-    prepared: Mutex<Option<Prepared>>,
+    files: Mutex<Option<Files>>,
 }
 
 impl Task {
-    /// A container that the guest has created; `prepared` owns its drives' files.
+    /// A container that the guest has created; `files` are behind its drives.
     pub fn new(
         bundle: PathBuf,
         rootfs: Vec<Mount>,
         init: Arc<Process>,
-        prepared: Option<Prepared>,
+        files: Files,
+        write_back: Option<WriteBack>,
     ) -> Self {
         Self {
             id: init.task_id.clone(),
@@ -41,14 +45,15 @@ impl Task {
             rootfs,
             init,
             deletion_published: Notify::new(),
+            write_back,
             execs: Mutex::default(),
-            prepared: Mutex::new(prepared),
+            files: Mutex::new(Some(files)),
         }
     }
 
     /// Gives up the files behind its drives, once the VM does not use them any more.
     pub fn release_files(&self) {
-        lock(&self.prepared).take();
+        lock(&self.files).take();
     }
 
     /// One of its processes; an empty `exec_id` means the first one.

@@ -14,7 +14,7 @@ use crate::serve::tasks;
 /// The answer to Status. Only a VMM that runs is asked for anything, and it is bounded.
 pub async fn status(shim: &Shim) -> StatusResponse {
     let vmm = shim.progress.vmm();
-    let spec = shim.spec.get();
+    let spec = shim.asked.get();
     let mut status = StatusResponse {
         shim_pid: std::process::id(),
         vmm_pid: vmm.as_ref().map_or(0, |vmm| vmm.pid),
@@ -41,7 +41,10 @@ pub async fn status(shim: &Shim) -> StatusResponse {
             status.error = chain(&*error);
             "failed"
         }
-        Phase::Gone(_) => "ended",
+        Phase::Gone(_) => {
+            shim.end_reason().clone_into(&mut status.error);
+            "ended"
+        }
     };
     state.clone_into(&mut status.state);
     status
