@@ -39,7 +39,10 @@ fn main() -> ExitCode {
 
 /// A test with one runtime; one that cannot run here is shown as ignored, with the reason as its kind.
 fn trial(runtime: &Runtime, name: &str, test: Test) -> Trial {
-    let missing = runtime.missing();
+    let needs_a_vm = boot::TESTS.iter().any(|(vm, _)| *vm == name);
+    let missing = runtime
+        .missing()
+        .or_else(|| needs_a_vm.then(boot::missing).flatten());
     let runtime = runtime.clone();
     let name = format!("{}::{name}", runtime.name());
     let trial = Trial::test(name, move || {

@@ -153,7 +153,10 @@ pub fn own(arguments: &[String]) {
 fn the_vmm_does_not_start(runtime: &Runtime) {
     block_on(async {
         let host = Host::new(runtime);
+        // Not written to: it may be the test program by another name.
+        fs::remove_file(&host.vmm).unwrap();
         fs::write(&host.vmm, "#!/no/such/interpreter\n").unwrap();
+        executable(&host.vmm);
         let jail = host.prepare().await;
         let error = jail
             .start(fc_jailer::Start::default())
