@@ -64,6 +64,9 @@ pub enum UndoError {
         /// Why.
         source: io::Error,
     },
+    /// Something of its jail.
+    #[error(transparent)]
+    Jail(#[from] fc_jailer::UndoError),
     /// A file or directory could not be removed.
     #[error("Cannot remove {}", path.display())]
     Remove {
@@ -129,11 +132,15 @@ impl State {
     }
 }
 
-/// Undoes whatever a VM left: its VMM, its sockets, its directory. Goes on after
+/// Undoes whatever a VM left: its jail, its VMM, its sockets, files, its directory. Goes on after
 /// errors and returns them all. Only for the holder of the VM's shim lock.
 #[must_use]
 pub fn undo(dir: &VmDir) -> Vec<UndoError> {
-    let mut errors = Vec::new();
+    // First, because the jail's mounts lie in the directory.
+    let mut errors: Vec<UndoError> = fc_jailer::undo(dir.path())
+        .into_iter()
+        .map(UndoError::from)
+        .collect();
     match State::load(dir) {
         Err(e) => errors.push(e.into()),
         Ok(None) => {}

@@ -1,6 +1,7 @@
 //! Boots real VMs from requests. Needs root, a VMM (`FIRECRACKER_BIN`, or firecracker-tcg in `FC_BIN_DIR`) and a
 //! guest (`FC_GUEST_DIR`); `make test` sets them.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,9 +9,9 @@ use std::time::Duration;
 use fc_config::Config;
 use fc_drives::{Attach, Kind};
 use fc_proto::control::{
-    CreateVMRequest, FirecrackerBalloonDevice, FirecrackerDriveMount,
+    CreateVMRequest, DriveExposePolicy, FirecrackerBalloonDevice, FirecrackerDriveMount,
     FirecrackerMachineConfiguration, FirecrackerNetworkInterface, FirecrackerRateLimiter,
-    FirecrackerRootDrive, FirecrackerTokenBucket, StaticNetworkConfiguration,
+    FirecrackerRootDrive, FirecrackerTokenBucket, JailerConfig, StaticNetworkConfiguration,
 };
 use fc_proto::protobuf::MessageField;
 use fc_vm::dir::VmDir;
@@ -64,7 +65,7 @@ impl Host {
         &self,
         request: &CreateVMRequest,
         progress: &Progress,
-    ) -> (VmDir, Result<Machine, BootError>) {
+    ) -> (Leftovers, Result<Machine, BootError>) {
         let dir = VmDir::new(
             &self.base.path().join("vms"),
             &"n".repeat(76),
@@ -76,7 +77,7 @@ impl Host {
         let mut state = State::new(&dir);
         let timeline = Timeline::default();
         let machine = boot(&dir, &self.config, spec, &mut state, &timeline, progress).await;
-        (dir, machine)
+        (Leftovers(dir), machine)
     }
 
     /// An ext4 image with one file.
@@ -93,6 +94,50 @@ impl Host {
             .output();
         assert!(made.unwrap().status.success());
         image.display().to_string()
+    }
+}
+
+/// The directory of a VM, whose leftovers go also when the test fails.
+struct Leftovers(VmDir);
+
+impl Leftovers {
+    /// Removes what a VM that ended left, which must work and be all.
+    fn undo(&self) {
+        let failed = state::undo(&self.0);
+        assert!(failed.is_empty(), "{failed:?}");
+        assert!(!self.0.path().exists());
+    }
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        if self.0.path().exists() {
+            println!("undone after a failure: {:?}", state::undo(&self.0));
+        }
+    }
+}
+
+impl Host {
+    /// Puts the VMM where it can have a list of what a jail must show it, and names the jail's template and runtime.
+    fn with_jailer(&mut self, runtime: &str) {
+        let vmm = self.config.firecracker_binary_path.take().unwrap();
+        let linked = self.base.path().join("vmm");
+        std::os::unix::fs::symlink(&vmm, &linked).unwrap();
+        // Firecracker has no such option, and needs no list.
+        let paths = Command::new(&vmm)
+            .arg("--print-jail-paths")
+            .output()
+            .unwrap();
+        if paths.status.success() {
+            std::fs::write(self.base.path().join("vmm.jail.json"), paths.stdout).unwrap();
+        }
+        self.config.firecracker_binary_path = Some(linked);
+        let template = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/firecracker-runc-config.json"
+        );
+        self.config.jailer.runc_config_path = template.into();
+        self.config.jailer.runc_binary_path = Some(runtime.into());
     }
 }
 
@@ -247,8 +292,8 @@ async fn every_field_takes_effect() {
 
     machine.stop(Duration::from_secs(30)).await.unwrap();
     drop(machine);
-    assert!(state::undo(&dir).is_empty());
-    assert!(!dir.path().exists() && !log.exists());
+    dir.undo();
+    assert!(!log.exists());
 }
 
 #[tokio::test]
@@ -274,8 +319,7 @@ async fn a_drive_mount_that_fails_fails_the_boot_and_leaves_nothing() {
     );
     let vmm = progress.vmm().unwrap().pid;
     assert!(!Path::new(&format!("/proc/{vmm}")).exists());
-    assert!(state::undo(&dir).is_empty());
-    assert!(!dir.path().exists());
+    dir.undo();
 }
 
 #[tokio::test]
@@ -288,7 +332,7 @@ async fn a_paused_vm_is_killed_when_it_is_stopped() {
     assert!(matches!(stopped, Err(StopError::Paused)), "{stopped:?}");
     assert!(machine.end().is_some());
     drop(machine);
-    assert!(state::undo(&dir).is_empty());
+    dir.undo();
 }
 
 #[tokio::test]
@@ -336,5 +380,98 @@ async fn a_connection_that_breaks_is_made_again() {
         .unwrap();
     assert!(!guest.connected().await);
     drop(machine);
-    assert!(state::undo(&dir).is_empty());
+    dir.undo();
+}
+
+async fn jailed(policy: DriveExposePolicy) {
+    let Some(mut host) = Host::find() else { return };
+    host.with_jailer("runc");
+    let vm_id = format!("jailed-{policy:?}-{}", std::process::id());
+    let request = CreateVMRequest {
+        VMID: vm_id.clone(),
+        DriveMounts: vec![FirecrackerDriveMount {
+            IsWritable: true,
+            ..mount(host.image("data.img"), "/run/data")
+        }],
+        LogFifoPath: host.base.path().join("log-fifo").display().to_string(),
+        JailerConfig: MessageField::some(JailerConfig {
+            UID: 300_001,
+            GID: 300_002,
+            DriveExposePolicy: policy.into(),
+            ..JailerConfig::default()
+        }),
+        ..request()
+    };
+    let progress = Progress::default();
+    let (dir, machine) = host.boot(&request, &progress).await;
+    let machine = machine.unwrap_or_else(|error| panic!("{}", fc_vm::machine::chain(&error)));
+    assert!(machine.is_jailed());
+    let cgroup = machine.cgroup_path().unwrap();
+    assert!(cgroup.ends_with(&vm_id), "{cgroup}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", machine.vmm_pid())).unwrap();
+    assert!(status.contains("Uid:\t300001\t300001"), "{status}");
+    for path in [
+        machine.api_socket(),
+        machine.vsock(),
+        machine.log_fifo().into(),
+    ] {
+        assert!(path.exists(), "{}", path.display());
+    }
+
+    let attach = Attach {
+        host_path: host.image("disk.img").into(),
+        destination: "/container/c/disk".into(),
+        fstype: "ext4".into(),
+        options: Vec::new(),
+        owner: "c".into(),
+    };
+    machine
+        .drives()
+        .attach(Kind::Writable, attach)
+        .await
+        .unwrap();
+    machine.drives().detach_owner("c").await.unwrap();
+    let port = machine.ports().listen(11_000).unwrap();
+    let group = port.path().metadata().unwrap().gid();
+    assert_eq!(
+        group, 300_002,
+        "the guest's connections are made by the jail's user"
+    );
+    drop(port);
+    println!("{:#?}", progress.spans());
+
+    machine.stop(Duration::from_secs(30)).await.unwrap();
+    let failed = machine.close().await;
+    assert!(failed.is_empty(), "{failed:?}");
+    drop(machine);
+    dir.undo();
+}
+
+#[tokio::test]
+async fn in_a_jail_with_copies() {
+    jailed(DriveExposePolicy::COPY).await;
+}
+
+#[tokio::test]
+async fn in_a_jail_with_the_files_themselves() {
+    jailed(DriveExposePolicy::BIND).await;
+}
+
+#[tokio::test]
+async fn a_jail_that_cannot_be_made_leaves_nothing() {
+    let Some(mut host) = Host::find() else { return };
+    host.with_jailer("/no/such/runc");
+    let request = CreateVMRequest {
+        VMID: format!("no-jail-{}", std::process::id()),
+        JailerConfig: MessageField::some(JailerConfig {
+            UID: 300_001,
+            GID: 300_002,
+            ..JailerConfig::default()
+        }),
+        ..request()
+    };
+    let (dir, machine) = host.boot(&request, &Progress::default()).await;
+    let text = fc_vm::machine::chain(&machine.err().unwrap());
+    assert!(text.contains("/no/such/runc"), "{text}");
+    dir.undo();
 }

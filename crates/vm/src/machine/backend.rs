@@ -5,6 +5,7 @@ use fc_client::Client;
 use fc_client::api::DriveUpdate;
 use fc_drives::{BackendError, DrivePatcher, GuestMounter};
 use fc_proto::guest::{MountDriveRequest, UnmountDriveRequest};
+use fc_proto::ttrpc::Error as RpcError;
 
 use super::Guest;
 
@@ -43,8 +44,8 @@ impl GuestMounter for Mounter {
         let guest = &self.0;
         guest.connected().await;
         let mounter = guest.drive_mounter();
-        mounter.mount_drive(guest.context(), &request).await?;
-        Ok(())
+        let mounted = mounter.mount_drive(guest.context(), &request).await;
+        mounted.map(drop).map_err(said)
     }
 
     async fn unmount(&self, drive_id: &str) -> Result<(), BackendError> {
@@ -55,7 +56,15 @@ impl GuestMounter for Mounter {
         let guest = &self.0;
         guest.connected().await;
         let mounter = guest.drive_mounter();
-        mounter.unmount_drive(guest.context(), &request).await?;
-        Ok(())
+        let unmounted = mounter.unmount_drive(guest.context(), &request).await;
+        unmounted.map(drop).map_err(said)
+    }
+}
+
+/// The agent's own words; ttrpc would show the whole message that they came in.
+fn said(error: RpcError) -> BackendError {
+    match error {
+        RpcError::RpcStatus(status) => status.message.into(),
+        lost => lost.into(),
     }
 }

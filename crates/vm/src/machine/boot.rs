@@ -5,20 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fc_client::host::kvm::{self, Kvm};
-use fc_client::{Vmm, VmmCommand, VmmEnd};
+use fc_client::{Vmm, VmmEnd};
 use fc_config::Config;
-use fc_drives::{Attach, DriveMountSlot, Drives, Layout, Links, StubDrives};
+use fc_drives::{Attach, DriveMountSlot, Drives, Layout, StubDrives};
+use fc_jailer::{Jailer, Role, Runc, Setup, Start, Unjailed};
 use fc_proto::guest::ANNOUNCE_PORT;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::backend::{Mounter, Patcher};
-use super::configure::configure;
-use super::error::{BootError, Console};
+use super::configure::{Shown, configure};
+use super::error::{BootError, Console, chain};
 use super::fifos::Fifos;
 use super::guest::{Guest, GuestError, announcement};
 use super::spec::drive_mount_field;
-use super::{Machine, Progress, VmDir, VmSpec, VmmInfo, WaitsFor, dir, preflight};
+use super::{HostPorts, Machine, Progress, VmDir, VmSpec, VmmInfo, WaitsFor, dir, preflight};
 use crate::process::ProcessId;
 use crate::state::State;
 use crate::timeline::Timeline;
@@ -52,25 +53,59 @@ pub async fn boot(
     let vmm = fc_client::host::vmm::choose(config.firecracker_binary_path.as_deref())?;
     tracing::info!(vmm = %vmm.path.display(), reason = vmm.reason, "Starting the VMM");
     drop(check);
+    let jail = prepare(vm_dir, config, &spec, &vmm.path, progress).await?;
     let host = Host {
         vm_dir,
         config,
         timeline,
         progress,
         deadline,
+        ports: HostPorts::new(Arc::clone(&jail)),
+        jail: Arc::clone(&jail),
     };
     let (vm_id, bound) = (spec.vm_id.clone(), spec.timeout);
-    tokio::time::timeout_at(deadline, host.boot(&vmm.path, spec, state))
-        .await
-        .unwrap_or_else(|_| {
-            Err(BootError::TimedOut {
-                vm_id,
-                bound,
-                during: progress.doing(),
-                console: Console::new(progress.console().lines()),
-            })
-        })
-        .map_err(|error| name_kvm(error, vmm.path))
+    let booted = tokio::time::timeout_at(deadline, host.boot(&vmm.path, spec, state)).await;
+    let error = match booted {
+        Ok(Ok(machine)) => return Ok(machine),
+        Ok(Err(error)) => error,
+        Err(_) => BootError::TimedOut {
+            vm_id,
+            bound,
+            during: progress.doing(),
+            console: Console::new(progress.console().lines()),
+        },
+    };
+    // What cannot be undone now is on record.
+    for error in jail.close().await {
+        tracing::warn!(error = chain(&error), "Something of the jail stays for now");
+    }
+    Err(name_kvm(error, vmm.path))
+}
+
+/// The jail that was asked for, or none.
+async fn prepare(
+    vm_dir: &VmDir,
+    config: &Config,
+    spec: &VmSpec,
+    vmm: &Path,
+    progress: &Progress,
+) -> Result<Arc<dyn Jailer>, BootError> {
+    let vmm_id = vmm_id(vm_dir.vm_id());
+    let Some(request) = &spec.jail else {
+        return Ok(Arc::new(Unjailed::new(vm_dir.path(), vmm, &vmm_id)));
+    };
+    let _preparing = progress.begin("make the jail", WaitsFor::Nobody);
+    let setup = Setup {
+        dir: vm_dir.path(),
+        namespace: vm_dir.namespace(),
+        vm_id: vm_dir.vm_id(),
+        vmm,
+        vmm_id: &vmm_id,
+        runc: config.jailer.runc_binary_path.as_deref(),
+        template: &config.jailer.runc_config_path,
+        request: request.clone(),
+    };
+    Ok(Arc::new(Runc::prepare(setup).await?))
 }
 
 /// A failure on a host whose KVM is not what the VMM needs says so first. Nothing is refused
@@ -97,6 +132,8 @@ struct Host<'a> {
     timeline: &'a Timeline,
     progress: &'a Progress,
     deadline: Instant,
+    jail: Arc<dyn Jailer>,
+    ports: HostPorts,
 }
 
 impl Host<'_> {
@@ -107,16 +144,25 @@ impl Host<'_> {
         state: &mut State,
     ) -> Result<Machine, BootError> {
         let files = self.progress.begin("files", WaitsFor::Nobody);
-        let stubs = StubDrives::create(self.vm_dir.path(), &layout(&spec))?;
-        let announcements = self.listen()?;
+        let stubs = StubDrives::create(self.jail.root(), &layout(&spec))?;
+        for stub in stubs.boot_drives() {
+            self.jail.share(&stub.file_name)?;
+        }
+        let announcements = self.ports.listen(ANNOUNCE_PORT);
+        let announcements = announcements.map_err(BootError::Listen)?;
         let fifos = Fifos::make(self.vm_dir, &spec, state, self.progress)?;
         drop(files);
-        let vmm = self.launch(vmm, &fifos, state).await?;
+        let showing = self
+            .progress
+            .begin("show files to the VMM", WaitsFor::Nobody);
+        let shown = self.show(&spec, &fifos).await?;
+        drop(showing);
+        let vmm = self.start(vmm, &fifos, state).await?;
         let start = async {
-            self.configure(&vmm, &spec, &fifos, &stubs).await?;
+            self.configure(&vmm, &spec, &shown, &stubs).await?;
             let guest = self.agent(&announcements).await.map_err(Failure::Guest)?;
             let drives = stubs.connect(
-                Arc::new(Links::new(self.vm_dir.path())),
+                self.jail.exposer(),
                 Arc::new(Patcher(vmm.client().clone())),
                 Arc::new(Mounter(guest.clone())),
             );
@@ -134,6 +180,8 @@ impl Host<'_> {
         Ok(Machine {
             dir: self.vm_dir.clone(),
             keeper: guest.keep(vmm.exited()),
+            jail: Arc::clone(&self.jail),
+            ports: self.ports.clone(),
             spec,
             vmm,
             guest,
@@ -142,27 +190,38 @@ impl Host<'_> {
         })
     }
 
-    fn listen(&self) -> Result<fc_vsock::Listener, BootError> {
-        let vsock = self.vm_dir.join(dir::VSOCK);
-        fc_vsock::Listener::bind(&vsock, ANNOUNCE_PORT).map_err(|source| BootError::File {
-            path: vsock,
-            source,
+    /// Shows the VMM the files that it boots from and writes to.
+    async fn show(&self, spec: &VmSpec, fifos: &Fifos) -> Result<Shown, BootError> {
+        let jail = &self.jail;
+        let root = Role::RootDrive {
+            read_only: !spec.root.writable,
+        };
+        Ok(Shown {
+            kernel: jail.show(Role::Kernel, &spec.kernel).await?,
+            initrd: match &spec.initrd {
+                Some(initrd) => Some(jail.show(Role::Initrd, initrd).await?),
+                None => None,
+            },
+            root: jail.show(root, &spec.root.path).await?,
+            log: jail.show_fifo(dir::LOG_FIFO, &fifos.log).await?,
+            metrics: jail.show_fifo(dir::METRICS_FIFO, &fifos.metrics).await?,
         })
     }
 
-    async fn launch(
-        &self,
-        path: &Path,
-        fifos: &Fifos,
-        state: &mut State,
-    ) -> Result<Vmm, BootError> {
+    async fn start(&self, path: &Path, fifos: &Fifos, state: &mut State) -> Result<Vmm, BootError> {
         self.timeline.vm("vmm_spawned");
-        let starting = self.progress.begin("start the VMM", WaitsFor::Vmm);
-        let mut command = VmmCommand::new(path, vmm_id(self.vm_dir.vm_id()), self.vm_dir.path());
-        command.log_output = self.config.log_levels.vmm_output();
-        command.output = self.progress.console();
-        command.log.clone_from(&fifos.log_tail);
-        let vmm = Vmm::launch(command).await?;
+        let waits_for = match self.jail.cgroup_path() {
+            None => WaitsFor::Vmm,
+            Some(_) => WaitsFor::OciRuntime,
+        };
+        let starting = self.progress.begin("start the VMM", waits_for);
+        let start = Start {
+            log_output: self.config.log_levels.vmm_output(),
+            output: self.progress.console(),
+            log: fifos.log_tail.clone(),
+            ..Start::default()
+        };
+        let vmm = self.jail.start(start).await?;
         drop(starting);
         let _record = self.progress.begin("record the VMM", WaitsFor::Nobody);
         state.vmm = ProcessId::of(vmm.pid());
@@ -180,11 +239,13 @@ impl Host<'_> {
         &self,
         vmm: &Vmm,
         spec: &VmSpec,
-        fifos: &Fifos,
+        shown: &Shown,
         stubs: &StubDrives,
     ) -> Result<(), BootError> {
         let configuring = self.progress.begin("configure the VMM", WaitsFor::Vmm);
-        configure(vmm.client(), self.config, spec, fifos, stubs).await?;
+        configure(vmm.client(), self.config, spec, shown, stubs).await?;
+        // It made the socket at the last of these calls, and no guest runs yet that could have taken it over.
+        self.jail.seal(dir::VSOCK)?;
         drop(configuring);
         let _starting = self.progress.begin("start the guest", WaitsFor::Vmm);
         vmm.client().start_instance().await?;
@@ -194,17 +255,18 @@ impl Host<'_> {
 
     /// Waits for the agent and introduces the VM to it.
     async fn agent(&self, announcements: &fc_vsock::Listener) -> Result<Guest, GuestError> {
+        let vsock = self.ports.vsock();
         let booting = self.progress.begin("boot the guest", WaitsFor::Guest);
         let poll = async {
             tokio::time::sleep(POLL_AFTER).await;
             // Longer than the caller waits: that bound is the one to be reported.
-            Guest::poll(self.vm_dir, self.deadline + POLL_AFTER).await
+            Guest::poll(self.vm_dir, vsock, self.deadline + POLL_AFTER).await
         };
         let (guest, announced) = tokio::select! {
             biased;
             announced = announcement(announcements) => {
                 announced?;
-                (Guest::connect(self.vm_dir, self.deadline).await?, true)
+                (Guest::connect(self.vm_dir, vsock, self.deadline).await?, true)
             }
             guest = poll => (guest?, false),
         };
@@ -218,9 +280,19 @@ impl Host<'_> {
     /// Mounts the drive mounts in the guest, in their order.
     async fn mount(&self, spec: &VmSpec, drives: &Drives) -> Result<(), BootError> {
         for (index, mount) in spec.drive_mounts.iter().enumerate() {
+            let copying = self.progress.begin("show a drive mount", WaitsFor::Nobody);
+            let shown = self
+                .jail
+                .drive_file(&mount.host_path, !mount.writable)
+                .await;
+            let host_path = shown.map_err(|source| BootError::DriveFile {
+                index,
+                source: Box::new(source),
+            })?;
+            drop(copying);
             let _mounting = self.progress.begin("mount a drive mount", WaitsFor::Guest);
             let attach = Attach {
-                host_path: mount.host_path.clone(),
+                host_path,
                 destination: mount.vm_path.clone(),
                 fstype: mount.fstype.clone(),
                 options: mount.options.clone(),

@@ -1,7 +1,5 @@
 //! The API calls that turn a fresh VMM into the VM of a spec.
 
-use std::path::Path;
-
 use fc_client::api::{
     BootSource, Drive, Logger, MachineConfig, Metrics, MmdsConfig, MmdsVersion, NetworkInterface,
     Vsock,
@@ -11,7 +9,6 @@ use fc_config::Config;
 use fc_drives::{BootDrive, StubDrives};
 
 use super::error::BootError;
-use super::fifos::Fifos;
 use super::spec::{Interface, VmSpec, drive_mount_field};
 use crate::dir;
 
@@ -20,16 +17,25 @@ const ROOT_DRIVE: &str = "root_drive";
 /// vsock address of the guest; without meaning outside of it.
 const GUEST_CID: u32 = 3;
 
+/// Paths of files for the VMM, as it sees them.
+pub(super) struct Shown {
+    pub(super) kernel: String,
+    pub(super) initrd: Option<String>,
+    pub(super) root: String,
+    pub(super) log: String,
+    pub(super) metrics: String,
+}
+
 /// Configures the VM, in the original's order: logger, metrics, machine, balloon, boot source, drives,
 /// network interfaces, vsock, metadata service.
 pub(super) async fn configure(
     api: &Client,
     config: &Config,
     spec: &VmSpec,
-    fifos: &Fifos,
+    shown: &Shown,
     stubs: &StubDrives,
 ) -> Result<(), BootError> {
-    telemetry(api, config, fifos).await?;
+    telemetry(api, config, shown).await?;
     let machine = MachineConfig {
         smt: Some(spec.smt),
         cpu_template: spec.cpu_template.clone(),
@@ -40,13 +46,13 @@ pub(super) async fn configure(
         named("BalloonDevice", api.put_balloon(balloon).await)?;
     }
     let boot_source = BootSource {
-        kernel_image_path: text(&spec.kernel),
-        initrd_path: spec.initrd.as_deref().map(text),
+        kernel_image_path: shown.kernel.clone(),
+        initrd_path: shown.initrd.clone(),
         boot_args: Some(spec.kernel_args.clone()),
     };
     let put = api.put_boot_source(&boot_source).await;
     named("KernelImagePath or KernelArgs", put)?;
-    drives(api, spec, stubs).await?;
+    drives(api, spec, shown, stubs).await?;
     for (index, interface) in spec.interfaces.iter().enumerate() {
         let put = api
             .put_network_interface(&network_interface(index, interface))
@@ -65,28 +71,33 @@ pub(super) async fn configure(
     Ok(())
 }
 
-async fn telemetry(api: &Client, config: &Config, fifos: &Fifos) -> Result<(), BootError> {
+async fn telemetry(api: &Client, config: &Config, shown: &Shown) -> Result<(), BootError> {
     let level = config.log_levels.firecracker();
     let logger = Logger {
-        log_path: Some(fifos.log.for_vmm.clone()),
+        log_path: Some(shown.log.clone()),
         level: level.map(|l| l.as_firecracker().to_owned()),
         show_level: Some(true),
         show_log_origin: Some(false),
     };
     named("LogFifoPath", api.put_logger(&logger).await)?;
     let metrics = Metrics {
-        metrics_path: fifos.metrics.for_vmm.clone(),
+        metrics_path: shown.metrics.clone(),
     };
     named("MetricsFifoPath", api.put_metrics(&metrics).await)
 }
 
-async fn drives(api: &Client, spec: &VmSpec, stubs: &StubDrives) -> Result<(), BootError> {
+async fn drives(
+    api: &Client,
+    spec: &VmSpec,
+    shown: &Shown,
+    stubs: &StubDrives,
+) -> Result<(), BootError> {
     let root = Drive {
         is_root_device: true,
         partuuid: spec.root.partuuid.clone(),
         cache_type: spec.root.cache_type.clone(),
         rate_limiter: spec.root.rate_limiter.clone(),
-        ..Drive::new(ROOT_DRIVE, text(&spec.root.path), !spec.root.writable)
+        ..Drive::new(ROOT_DRIVE, &shown.root, !spec.root.writable)
     };
     named("RootDrive", api.put_drive(&root).await)?;
     for stub in stubs.boot_drives() {
@@ -151,10 +162,6 @@ fn named(field: &str, result: Result<(), ApiError>) -> Result<(), BootError> {
         },
         error => error.into(),
     })
-}
-
-fn text(path: impl AsRef<Path>) -> String {
-    path.as_ref().display().to_string()
 }
 
 #[cfg(test)]

@@ -50,6 +50,20 @@ pub enum BootError {
         /// Why.
         source: Box<fc_drives::DriveError>,
     },
+    /// A drive mount could not be brought into the jail.
+    #[error("DriveMounts[{index}] cannot be had in a jail")]
+    DriveFile {
+        /// Which.
+        index: usize,
+        /// Why.
+        source: Box<fc_jailer::JailError>,
+    },
+    /// There is no jail.
+    #[error("The VMM cannot be jailed")]
+    Jail(#[source] Box<fc_jailer::JailError>),
+    /// The jail's container did not start.
+    #[error("The jail's container cannot be started")]
+    Container(#[source] Box<fc_jailer::RuntimeError>),
     /// A FIFO could not be made where the request wants it.
     #[error("{field}: there can be no FIFO at {}", path.display())]
     AskedFifo {
@@ -74,14 +88,9 @@ pub enum BootError {
         /// How the VMM failed.
         source: Box<BootError>,
     },
-    /// A file in the VM's directory could not be made.
-    #[error("Cannot make {}", path.display())]
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The host cannot be reached by the guest.
+    #[error("Cannot listen for the guest")]
+    Listen(#[source] std::io::Error),
     /// A FIFO could not be drained.
     #[error(transparent)]
     Fifo(#[from] fc_client::FifoError),
@@ -126,6 +135,22 @@ pub enum BootError {
     },
 }
 
+impl From<fc_jailer::JailError> for BootError {
+    fn from(error: fc_jailer::JailError) -> Self {
+        Self::Jail(Box::new(error))
+    }
+}
+
+impl From<fc_jailer::StartError> for BootError {
+    fn from(error: fc_jailer::StartError) -> Self {
+        match error {
+            fc_jailer::StartError::Vmm(error) => error.into(),
+            fc_jailer::StartError::Jail(error) => error.into(),
+            fc_jailer::StartError::Container(error) => Self::Container(Box::new(error)),
+        }
+    }
+}
+
 impl From<fc_client::LaunchError> for BootError {
     fn from(error: fc_client::LaunchError) -> Self {
         Self::Launch(Box::new(error))
@@ -166,9 +191,17 @@ impl BootError {
                 GuestError::Protocol { .. } => Class::Precondition,
                 _ => Class::Internal,
             },
+            Self::Jail(error) | Self::DriveFile { source: error, .. } => {
+                if error.is_invalid_request() {
+                    Class::Invalid
+                } else {
+                    Class::Precondition
+                }
+            }
             Self::Launch(_)
+            | Self::Container(_)
             | Self::Api(_)
-            | Self::File { .. }
+            | Self::Listen(_)
             | Self::Fifo(_)
             | Self::Stubs(_)
             | Self::State(_)
@@ -322,10 +355,10 @@ mod tests {
 
     #[test]
     fn chains_do_not_repeat() {
-        let error = BootError::File {
-            path: "/x".into(),
-            source: std::io::ErrorKind::NotFound.into(),
-        };
-        assert_eq!(chain(&error), "Cannot make /x: entity not found");
+        let error = BootError::Listen(std::io::ErrorKind::NotFound.into());
+        assert_eq!(
+            chain(&error),
+            "Cannot listen for the guest: entity not found"
+        );
     }
 }

@@ -13,19 +13,13 @@ use crate::state::State;
 
 /// Both FIFOs, and what empties those that nobody else reads.
 pub(super) struct Fifos {
-    pub(super) log: Fifo,
-    pub(super) metrics: Fifo,
+    /// Absolute path on the host.
+    pub(super) log: PathBuf,
+    /// Absolute path on the host.
+    pub(super) metrics: PathBuf,
     /// The last lines of the log, if we read it.
     pub(super) log_tail: Option<FifoTail>,
     _drains: Vec<FifoDrain>,
-}
-
-/// One of them.
-pub(super) struct Fifo {
-    /// Absolute path on the host.
-    pub(super) path: PathBuf,
-    /// Its path for the VMM.
-    pub(super) for_vmm: String,
 }
 
 impl Fifos {
@@ -80,19 +74,13 @@ fn fifo(
     asked: Option<&Path>,
     own: &str,
     make: impl FnOnce(&Path) -> Result<(), FifoError>,
-) -> Result<Fifo, BootError> {
+) -> Result<PathBuf, BootError> {
     if let Some(path) = asked {
-        return Ok(Fifo {
-            path: path.to_owned(),
-            for_vmm: path.display().to_string(),
-        });
+        return Ok(path.to_owned());
     }
     let path = vm_dir.join(own);
     make(&path)?;
-    Ok(Fifo {
-        path,
-        for_vmm: own.to_owned(),
-    })
+    Ok(path)
 }
 
 /// A FIFO at a path of the caller's choice; one that is there already is used.
@@ -137,12 +125,13 @@ mod tests {
     #[tokio::test]
     async fn a_caller_s_fifo_is_made_and_goes_with_the_vm() {
         let base = tempfile::tempdir().unwrap();
-        // Named like ours, and still not ours.
-        let log = base.path().join(LOG_FIFO);
+        let log = base.path().join("log");
         let (dir, fifos) = made(base.path(), &log);
         let fifos = fifos.unwrap();
-        assert_eq!(fifos.log.for_vmm, log.display().to_string());
-        assert_eq!(fifos.metrics.for_vmm, METRICS_FIFO);
+        assert_eq!(
+            (&fifos.log, &fifos.metrics),
+            (&log, &dir.join(METRICS_FIFO))
+        );
         let mode = std::fs::metadata(&log).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         assert!(crate::state::undo(&dir).is_empty());

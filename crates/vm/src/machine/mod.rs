@@ -7,15 +7,18 @@ mod diagnosis;
 mod error;
 mod fifos;
 mod guest;
+mod ports;
 mod preflight;
 mod progress;
 mod spec;
 mod stop;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fc_client::{ApiError, Client, Vmm, VmmEnd};
 use fc_drives::Drives;
+use fc_jailer::Jailer;
 use fifos::Fifos;
 use tokio::task::JoinHandle;
 
@@ -23,6 +26,7 @@ pub use boot::boot;
 pub use diagnosis::{Cause, diagnose};
 pub use error::{BootError, Class, Console, chain};
 pub use guest::{Connection, Guest, GuestError, NAMESPACE_KEY};
+pub use ports::HostPorts;
 pub use preflight::{PreflightError, What};
 pub use progress::{Progress, Span, VmmInfo, WaitsFor};
 pub use spec::{
@@ -41,6 +45,8 @@ pub struct Machine {
     guest: Guest,
     drives: Drives,
     fifos: Fifos,
+    jail: Arc<dyn Jailer>,
+    ports: HostPorts,
     keeper: JoinHandle<()>,
 }
 
@@ -90,25 +96,49 @@ impl Machine {
     /// Path of the VMM's vsock socket.
     #[must_use]
     pub fn vsock(&self) -> PathBuf {
-        self.dir.join(dir::VSOCK)
+        self.ports.vsock().to_owned()
+    }
+
+    /// The host's ports that the guest can connect to.
+    #[must_use]
+    pub fn ports(&self) -> &HostPorts {
+        &self.ports
+    }
+
+    /// Whether the VMM is in a jail.
+    #[must_use]
+    pub fn is_jailed(&self) -> bool {
+        self.spec.jail.is_some()
+    }
+
+    /// The VMM's control group, the same path in each hierarchy; `None` without a jail.
+    #[must_use]
+    pub fn cgroup_path(&self) -> Option<&str> {
+        self.jail.cgroup_path()
+    }
+
+    /// Removes the jail of a VM that has ended, without blocking. Answers all that failed; it stays on record, for
+    /// [`crate::state::undo`].
+    pub async fn close(&self) -> Vec<fc_jailer::UndoError> {
+        self.jail.close().await
     }
 
     /// Path of the VMM's API socket.
     #[must_use]
     pub fn api_socket(&self) -> PathBuf {
-        self.dir.join(dir::API_SOCKET)
+        self.jail.root().join(self.jail.api_socket())
     }
 
     /// Path of the FIFO with the VMM's log.
     #[must_use]
     pub fn log_fifo(&self) -> &Path {
-        &self.fifos.log.path
+        &self.fifos.log
     }
 
     /// Path of the FIFO with the VMM's metrics.
     #[must_use]
     pub fn metrics_fifo(&self) -> &Path {
-        &self.fifos.metrics.path
+        &self.fifos.metrics
     }
 
     /// Lets a paused VM go on, with the host's time: how much of the pause a guest notices by itself

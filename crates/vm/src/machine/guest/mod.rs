@@ -27,7 +27,6 @@ pub(super) use announcement::announcement;
 use link::{Link, in_namespace};
 
 use super::VmDir;
-use crate::dir;
 use crate::timeline::{Timeline, now_ns};
 
 /// Metadata key under which containerd's namespace travels in ttrpc calls.
@@ -117,19 +116,21 @@ struct Agent {
 
 impl Guest {
     /// Connects to the agent, which is known to listen.
-    pub(super) async fn connect(dir: &VmDir, deadline: Instant) -> Result<Self, GuestError> {
-        let vsock = dir.join(dir::VSOCK);
-        Ok(Self::on(
-            dir,
-            &vsock,
-            Link::connect(&vsock, deadline).await?,
-        ))
+    pub(super) async fn connect(
+        dir: &VmDir,
+        vsock: &Path,
+        deadline: Instant,
+    ) -> Result<Self, GuestError> {
+        Ok(Self::on(dir, vsock, Link::connect(vsock, deadline).await?))
     }
 
     /// Tries to connect until an agent listens.
-    pub(super) async fn poll(dir: &VmDir, deadline: Instant) -> Result<Self, GuestError> {
-        let vsock = dir.join(dir::VSOCK);
-        Ok(Self::on(dir, &vsock, Link::poll(&vsock, deadline).await?))
+    pub(super) async fn poll(
+        dir: &VmDir,
+        vsock: &Path,
+        deadline: Instant,
+    ) -> Result<Self, GuestError> {
+        Ok(Self::on(dir, vsock, Link::poll(vsock, deadline).await?))
     }
 
     fn on(dir: &VmDir, vsock: &Path, link: Link) -> Self {

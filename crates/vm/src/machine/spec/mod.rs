@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use fc_client::api::Balloon;
 use fc_config::Config;
-use fc_proto::control::{CreateVMRequest, FirecrackerBalloonDevice};
+use fc_jailer::{ExposePolicy, JailRequest, User};
+use fc_proto::control::{
+    CreateVMRequest, DriveExposePolicy, FirecrackerBalloonDevice, JailerConfig,
+};
 
 pub use drive::{DriveMount, RootDrive, drive_mount_field};
 pub use network::{Interface, Ip};
@@ -53,6 +56,8 @@ pub struct VmSpec {
     pub drive_mounts: Vec<DriveMount>,
     /// Network interfaces, in this order.
     pub interfaces: Vec<Interface>,
+    /// The jail that the VMM runs in; `None` for no jail.
+    pub jail: Option<JailRequest>,
     /// The balloon; `None` leaves the VM without one.
     pub balloon: Option<Balloon>,
     /// Containers that the VM has slots for, 1 to [`MAX_SLOTS`].
@@ -136,7 +141,6 @@ impl VmSpec {
     /// # Errors
     /// See [`SpecError`].
     pub fn new(config: &Config, request: &CreateVMRequest, intel: bool) -> Result<Self, SpecError> {
-        refuse_unsupported(request)?;
         let machine = request.MachineCfg.as_ref();
         let vcpus = set(machine.map_or(0, |m| m.VcpuCount)).unwrap_or(config.vcpu_count);
         if !(1..=MAX_VCPUS).contains(&vcpus) {
@@ -171,6 +175,7 @@ impl VmSpec {
             root: drive::root_drive(config, request.RootDrive.as_ref())?,
             drive_mounts: drive::drive_mounts(&request.DriveMounts)?,
             interfaces,
+            jail: request.JailerConfig.as_ref().map(jail).transpose()?,
             balloon: request.BalloonDevice.as_ref().map(balloon).transpose()?,
             containers: slots(
                 "ContainerCount",
@@ -216,13 +221,28 @@ pub fn host_is_intel() -> bool {
         })
 }
 
-fn refuse_unsupported(request: &CreateVMRequest) -> Result<(), SpecError> {
-    if request.JailerConfig.is_some() {
-        return Err(SpecError::Unsupported {
+fn jail(jail: &JailerConfig) -> Result<JailRequest, SpecError> {
+    let policy = match jail.DriveExposePolicy.enum_value() {
+        Ok(DriveExposePolicy::COPY) => ExposePolicy::Copy,
+        Ok(DriveExposePolicy::BIND) => ExposePolicy::Bind,
+        Err(number) => {
+            return Err(SpecError::Value {
+                field: "JailerConfig.DriveExposePolicy".to_owned(),
+                problem: format!("{number} is neither COPY (0) nor BIND (1)"),
+            });
+        }
+    };
+    Ok(JailRequest {
+        user: User::new(jail.UID, jail.GID).map_err(|error| SpecError::Value {
             field: "JailerConfig".to_owned(),
-        });
-    }
-    Ok(())
+            problem: error.to_string(),
+        })?,
+        net_ns: absolute("JailerConfig.NetNS", &jail.NetNS)?,
+        cpus: jail.CPUs.clone(),
+        mems: jail.Mems.clone(),
+        cgroup_path: jail.CgroupPath.clone(),
+        policy,
+    })
 }
 
 /// Other CPUs have no templates. A request for one is no error: the original's clients send
@@ -317,7 +337,7 @@ fn absolute(field: &str, path: &str) -> Result<Option<PathBuf>, SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fc_proto::control::{FirecrackerMachineConfiguration, JailerConfig};
+    use fc_proto::control::FirecrackerMachineConfiguration;
     use fc_proto::protobuf::MessageField;
 
     fn request(machine: FirecrackerMachineConfiguration) -> CreateVMRequest {
@@ -372,16 +392,6 @@ mod tests {
     #[test]
     fn refuses_by_name() {
         let config = Config::default();
-        let jailed = CreateVMRequest {
-            JailerConfig: MessageField::some(JailerConfig::default()),
-            ..CreateVMRequest::default()
-        };
-        assert_eq!(
-            VmSpec::new(&config, &jailed, true),
-            Err(SpecError::Unsupported {
-                field: "JailerConfig".to_owned()
-            })
-        );
         let many = request(FirecrackerMachineConfiguration {
             VcpuCount: 33,
             ..FirecrackerMachineConfiguration::default()
@@ -494,5 +504,34 @@ mod tests {
         assert!(
             matches!(shared(1, 129), Err(SpecError::Value { field, .. }) if field == "VolumeSlots")
         );
+    }
+
+    #[test]
+    fn a_jail() {
+        let config = Config::default();
+        let with = |jail: JailerConfig| {
+            let request = CreateVMRequest {
+                JailerConfig: MessageField::some(jail),
+                ..CreateVMRequest::default()
+            };
+            VmSpec::new(&config, &request, true)
+        };
+        let asked = JailerConfig {
+            NetNS: "/run/netns/a".into(),
+            CPUs: "0".into(),
+            UID: 1000,
+            GID: 1001,
+            CgroupPath: "/group".into(),
+            DriveExposePolicy: DriveExposePolicy::BIND.into(),
+            ..JailerConfig::default()
+        };
+        let jail = with(asked.clone()).unwrap().jail.unwrap();
+        assert_eq!((jail.user.uid(), jail.user.gid()), (1000, 1001));
+        assert_eq!(jail.net_ns, Some(PathBuf::from("/run/netns/a")));
+        assert_eq!((jail.cpus.as_str(), jail.mems.as_str()), ("0", ""));
+        assert_eq!(jail.policy, ExposePolicy::Bind);
+        let root = JailerConfig { UID: 0, ..asked };
+        let error = with(root).unwrap_err().to_string();
+        assert!(error.contains("attempting to run as 0:1001"), "{error}");
     }
 }
