@@ -102,6 +102,18 @@ impl Hierarchies {
         Ok(this)
     }
 
+    /// A directory that stands for the only hierarchy, of version 2.
+    #[cfg(test)]
+    pub(crate) fn at(path: &Path) -> Self {
+        Self {
+            mounts: vec![Mount {
+                path: path.to_owned(),
+                v2: true,
+                cpuset: false,
+            }],
+        }
+    }
+
     /// From proc_pid_mountinfo(5).
     fn parse(mountinfo: &str) -> Self {
         let mut seen = BTreeSet::new();
@@ -180,7 +192,7 @@ impl Hierarchies {
     }
 
     /// The processes in the group and below, in any hierarchy; ended ones that nobody has reaped yet are not.
-    fn processes(&self, path: &str) -> io::Result<BTreeSet<i32>> {
+    pub(crate) fn processes(&self, path: &str) -> io::Result<BTreeSet<i32>> {
         let mut pids = BTreeSet::new();
         for directory in self.directories(path) {
             for directory in tree(&directory)? {

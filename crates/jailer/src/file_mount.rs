@@ -13,6 +13,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
 use crate::User;
+use crate::file_limit::FileLimit;
 use crate::idmap;
 use crate::record::{Journal, Owner, RecordError};
 
@@ -83,6 +84,12 @@ pub enum ExposeError {
     /// The change cannot be recorded, so it is not made.
     #[error("Cannot record what has to be undone")]
     Record(#[from] RecordError),
+    /// The VMM cannot be let to write a file that long.
+    #[error("Cannot set the limit on the files that the jailed VMM writes")]
+    Limit {
+        /// Why.
+        source: io::Error,
+    },
     /// The file cannot be taken away again.
     #[error("Cannot take {} out of the jail; the VMM may still use it", path.display())]
     Withdraw {
@@ -98,15 +105,17 @@ pub enum ExposeError {
 pub(crate) struct FileMounter {
     user: User,
     journal: Arc<Journal>,
+    limit: Arc<FileLimit>,
     /// User namespaces by the owner that they map to `user`.
     namespaces: Mutex<HashMap<(u32, u32), Arc<OwnedFd>>>,
 }
 
 impl FileMounter {
-    pub(crate) fn new(user: User, journal: Arc<Journal>) -> Self {
+    pub(crate) fn new(user: User, journal: Arc<Journal>, limit: Arc<FileLimit>) -> Self {
         Self {
             user,
             journal,
+            limit,
             namespaces: Mutex::default(),
         }
     }
@@ -186,6 +195,10 @@ impl FileMounter {
             attributes |= libc::MOUNT_ATTR_RDONLY;
         }
         set_attributes(&mount, attributes, None).map_err(error)?;
+        if access == Access::Write && metadata.is_file() {
+            let allowed = self.limit.allow(metadata.len());
+            allowed.map_err(|source| ExposeError::Limit { source })?;
+        }
         if !may(self.user, metadata, access) {
             self.let_in(path, file, metadata, &mount, access)?;
         }

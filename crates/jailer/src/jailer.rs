@@ -101,11 +101,12 @@ pub trait Jailer: Send + Sync {
     /// Why it does not answer; [`Jailer::close`] is still to be called.
     async fn start(&self, start: Start) -> Result<Vmm, StartError>;
 
-    /// Takes the socket `name`, which the VMM made, out of its hands: it can no longer put something else there
-    /// that the host would then connect to.
+    /// To be called when the guest has started: from then on the VMM is under suspicion. Its socket `name` is taken
+    /// out of its hands, so that it cannot put something else there that the host would connect to. And it can no
+    /// longer make its files longer than the longest drive that it may write.
     ///
     /// # Errors
-    /// When it is not a socket.
+    /// When there is something else than a socket, or a process cannot be limited.
     fn seal(&self, name: &str) -> Result<(), JailError>;
 
     /// Undoes everything, and kills what is left of the VMM. Answers all that failed. May be called again.

@@ -4,7 +4,7 @@
 //! Nothing here knows what a VM is for, or which file is which drive. What a jail promises is in
 //! `docs/threat-model.md`.
 //!
-//! - `layout`: the jail's directories; `file_mount`, `exposer`: the host's files in them.
+//! - `layout`: the jail's directories; `file_mount`, `exposer`: the host's files in them; `file_limit`: their length.
 //! - `spec`: the container's configuration; `oci_runtime`: who makes the container.
 //! - `cgroup`: the container's control groups.
 //! - `record`, `undo`: what has to be undone, and undoing it, after whatever was killed.
@@ -15,6 +15,7 @@ mod copy;
 mod cpuset;
 mod error;
 mod exposer;
+mod file_limit;
 mod file_mount;
 mod idmap;
 mod jailer;

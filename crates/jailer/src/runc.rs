@@ -15,7 +15,8 @@ use crate::cgroup::{self, CgroupError, Hierarchies};
 use crate::copy::copy;
 use crate::error::{JailError, StartError};
 use crate::exposer::{JailExposer, check_name};
-use crate::file_mount::{Access, FileMounter};
+use crate::file_limit::FileLimit;
+use crate::file_mount::{Access, ExposeError, FileMounter};
 use crate::jailer::{Jailer, Role, Start};
 use crate::layout;
 use crate::needs::Needs;
@@ -91,6 +92,7 @@ pub struct Runc {
     template: Template,
     request: JailRequest,
     runtime: OciRuntime,
+    limit: Arc<FileLimit>,
     mounter: Arc<FileMounter>,
     exposer: Arc<JailExposer>,
     copies: AtomicUsize,
@@ -124,12 +126,14 @@ impl Runc {
             },
         )?);
         let user = setup.request.user;
-        let mounter = Arc::new(FileMounter::new(user, Arc::clone(&journal)));
         let made = layout::make(setup.dir, user)
             .map_err(JailError::from)
             .and_then(|()| claim(&hierarchies, &names, &journal));
         let cgroup = undo_on_error(setup.dir, made)?;
         let state = setup.dir.join(layout::STATE);
+        let limit = Arc::new(FileLimit::new(hierarchies, &cgroup));
+        let mounter = FileMounter::new(user, Arc::clone(&journal), Arc::clone(&limit));
+        let mounter = Arc::new(mounter);
         let jail = Self {
             dir: setup.dir.to_owned(),
             root: setup.dir.join(layout::ROOT),
@@ -140,6 +144,7 @@ impl Runc {
             template,
             runtime: OciRuntime::new(runc, state, setup.vm_id),
             exposer: Arc::new(JailExposer::new(setup.dir, Arc::clone(&mounter), journal)),
+            limit,
             mounter,
             request: setup.request,
             copies: AtomicUsize::new(0),
@@ -219,6 +224,20 @@ impl Runc {
         move |source| JailError::File {
             path: path.clone(),
             source,
+        }
+    }
+
+    /// Takes a socket that the VMM made out of its hands.
+    fn take_socket(&self, name: &str) -> Result<(), JailError> {
+        check_name(name)?;
+        // Root's before it is looked at: from then on it stays what it is.
+        self.give(name, 0)?;
+        let path = self.root.join(name);
+        let metadata = path.symlink_metadata().map_err(self.file_error(name))?;
+        if metadata.file_type().is_socket() {
+            Ok(())
+        } else {
+            Err(JailError::NoSocket { path })
         }
     }
 
@@ -314,21 +333,14 @@ impl Jailer for Runc {
         attached.output = start.output;
         attached.log = start.log;
         let vmm = Vmm::attach(attached).await?;
-        self.seal(API_SOCKET)?;
+        self.take_socket(API_SOCKET)?;
         Ok(vmm)
     }
 
     fn seal(&self, name: &str) -> Result<(), JailError> {
-        check_name(name)?;
-        // Root's before it is looked at: from then on it stays what it is.
-        self.give(name, 0)?;
-        let path = self.root.join(name);
-        let metadata = path.symlink_metadata().map_err(self.file_error(name))?;
-        if metadata.file_type().is_socket() {
-            Ok(())
-        } else {
-            Err(JailError::NoSocket { path })
-        }
+        self.take_socket(name)?;
+        let begun = self.limit.begin();
+        begun.map_err(|source| ExposeError::Limit { source }.into())
     }
 
     async fn close(&self) -> Vec<UndoError> {
@@ -343,7 +355,6 @@ impl Jailer for Runc {
         })
     }
 }
-
 /// The first of `names` that no other VM has, which is the VM's from then on.
 fn claim(
     hierarchies: &Hierarchies,

@@ -42,6 +42,7 @@ fn trial(runtime: &Runtime, name: &str, test: Test) -> Trial {
     let needs_a_vm = boot::TESTS.iter().any(|(vm, _)| *vm == name);
     let missing = runtime
         .missing()
+        .or_else(|| security::missing(name))
         .or_else(|| needs_a_vm.then(boot::missing).flatten());
     let runtime = runtime.clone();
     let name = format!("{}::{name}", runtime.name());
