@@ -19,6 +19,7 @@ use fc_vm::machine::{
     BootError, Class, Connection, Machine, Progress, StopError, VmSpec, WaitsFor, boot,
     host_is_intel,
 };
+use fc_vm::process::ProcessId;
 use fc_vm::state::{self, State};
 use fc_vm::timeline::Timeline;
 
@@ -383,10 +384,24 @@ async fn a_connection_that_breaks_is_made_again() {
     dir.undo();
 }
 
+/// An id of the greatest length that no other test has.
+fn vm_id(name: &str) -> String {
+    format!("{:v<76}", format!("{name}-{}-", std::process::id()))
+}
+
+fn jail(policy: DriveExposePolicy) -> MessageField<JailerConfig> {
+    MessageField::some(JailerConfig {
+        UID: 300_001,
+        GID: 300_002,
+        DriveExposePolicy: policy.into(),
+        ..JailerConfig::default()
+    })
+}
+
 async fn jailed(policy: DriveExposePolicy) {
     let Some(mut host) = Host::find() else { return };
     host.with_jailer("runc");
-    let vm_id = format!("jailed-{policy:?}-{}", std::process::id());
+    let vm_id = vm_id(&format!("{policy:?}"));
     let request = CreateVMRequest {
         VMID: vm_id.clone(),
         DriveMounts: vec![FirecrackerDriveMount {
@@ -394,12 +409,7 @@ async fn jailed(policy: DriveExposePolicy) {
             ..mount(host.image("data.img"), "/run/data")
         }],
         LogFifoPath: host.base.path().join("log-fifo").display().to_string(),
-        JailerConfig: MessageField::some(JailerConfig {
-            UID: 300_001,
-            GID: 300_002,
-            DriveExposePolicy: policy.into(),
-            ..JailerConfig::default()
-        }),
+        JailerConfig: jail(policy),
         ..request()
     };
     let progress = Progress::default();
@@ -462,16 +472,43 @@ async fn a_jail_that_cannot_be_made_leaves_nothing() {
     let Some(mut host) = Host::find() else { return };
     host.with_jailer("/no/such/runc");
     let request = CreateVMRequest {
-        VMID: format!("no-jail-{}", std::process::id()),
-        JailerConfig: MessageField::some(JailerConfig {
-            UID: 300_001,
-            GID: 300_002,
-            ..JailerConfig::default()
-        }),
+        VMID: vm_id("none"),
+        JailerConfig: jail(DriveExposePolicy::BIND),
         ..request()
     };
     let (dir, machine) = host.boot(&request, &Progress::default()).await;
     let text = fc_vm::machine::chain(&machine.err().unwrap());
     assert!(text.contains("/no/such/runc"), "{text}");
     dir.undo();
+}
+
+#[tokio::test]
+async fn what_a_killed_shim_leaves_is_undone() {
+    let Some(mut host) = Host::find() else { return };
+    host.with_jailer("runc");
+    for jailer_config in [jail(DriveExposePolicy::BIND), MessageField::none()] {
+        let request = CreateVMRequest {
+            VMID: vm_id("killed"),
+            DriveMounts: vec![mount(host.image("data.img"), "/run/data")],
+            JailerConfig: jailer_config,
+            ..request()
+        };
+        let (dir, machine) = host.boot(&request, &Progress::default()).await;
+        let machine = machine.unwrap();
+        let vmm = ProcessId::of(machine.vmm_pid()).unwrap();
+        let cgroup = machine.cgroup_path().map(str::to_owned);
+        // Nothing of what a shim does at its end happens to a shim that is killed.
+        std::mem::forget(machine);
+        assert!(vmm.is_alive());
+        dir.undo();
+        assert!(!vmm.is_alive());
+        let groups = std::fs::read_dir("/sys/fs/cgroup").unwrap();
+        for group in groups.flatten() {
+            let Some(cgroup) = &cgroup else { continue };
+            let left = group.path().join(cgroup.trim_start_matches('/'));
+            assert!(!left.exists(), "{}", left.display());
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&request.VMID));
+    }
 }

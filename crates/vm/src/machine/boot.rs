@@ -244,11 +244,10 @@ impl Host<'_> {
     ) -> Result<(), BootError> {
         let configuring = self.progress.begin("configure the VMM", WaitsFor::Vmm);
         configure(vmm.client(), self.config, spec, shown, stubs).await?;
-        // It made the socket at the last of these calls, and no guest runs yet that could have taken it over.
-        self.jail.seal(dir::VSOCK)?;
         drop(configuring);
         let _starting = self.progress.begin("start the guest", WaitsFor::Vmm);
         vmm.client().start_instance().await?;
+        self.jail.seal(dir::VSOCK)?;
         self.timeline.vm("instance_started");
         Ok(())
     }
