@@ -105,9 +105,13 @@ impl<R: Read> Reader<R> {
         let mut records = Records::default();
         loop {
             let block = self.block()?;
-            if block.iter().all(|byte| *byte == 0) {
+            if is_zero(&block) {
                 // Two such blocks end an archive; what follows is nobody's business.
-                return Ok(None);
+                return if is_zero(&self.block()?) {
+                    Ok(None)
+                } else {
+                    Err(TarError::Header("an end that is none"))
+                };
             }
             let header = Header::check(&block)?;
             if header.kind() == b'x' {
@@ -280,6 +284,10 @@ impl<R: Read> Reader<R> {
             Err(error) => Err(TarError::Read(error)),
         }
     }
+}
+
+fn is_zero(block: &[u8; BLOCK]) -> bool {
+    block.iter().all(|byte| *byte == 0)
 }
 
 fn too_long(what: &'static str, limit: u64) -> TarError {

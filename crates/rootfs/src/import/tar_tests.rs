@@ -135,6 +135,9 @@ fn nothing_is_believed() {
     let huge = header(b'x', b"pax", 1 << 40, &[]);
     assert!(matches!(read(&huge), Err(TarError::TooLong { .. })));
     assert!(matches!(read(&[]), Err(TarError::Truncated)));
+    assert!(matches!(read(&[0; 1023]), Err(TarError::Truncated)));
+    let again = [vec![0; BLOCK], header(b'0', b"f", 0, &[])].concat();
+    assert!(matches!(read(&again), Err(TarError::Header(_))));
     assert!(matches!(
         read(&header(b'0', b"f", 5, &[])),
         Err(TarError::Truncated)
