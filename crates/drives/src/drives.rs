@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::backend::{BackendError, DrivePatcher, Exposer, GuestMounter};
 use crate::error::{DetachErrors, DriveError, Step, chain};
@@ -254,8 +255,10 @@ impl Inner {
     }
 
     async fn attach(&self, mut taken: Taken, request: Attach) -> Result<AttachedDrive, DriveError> {
+        let begin = Instant::now();
         match self.attach_steps(&mut taken, &request).await {
             Ok(()) => {
+                tracing::debug!(drive = taken.stub, us = micros(begin), "drive attached");
                 self.slots().attached(taken.id);
                 self.changed.notify_waiters();
                 Ok(AttachedDrive {
@@ -326,6 +329,7 @@ impl Inner {
 
     /// Undoes what was done to a slot, and frees it, or quarantines it where it got stuck.
     async fn bring_back(&self, mut taken: Taken) -> Result<(), DriveError> {
+        let begin = Instant::now();
         let result = self.bring_back_steps(&mut taken).await;
         let result = result.map_err(|(step, source)| DriveError::Detach {
             drive_id: taken.drive_id.clone(),
@@ -333,7 +337,10 @@ impl Inner {
             source,
         });
         match &result {
-            Ok(()) => self.slots().freed(taken.id),
+            Ok(()) => {
+                tracing::debug!(drive = taken.stub, us = micros(begin), "drive released");
+                self.slots().freed(taken.id);
+            }
             Err(error) => self
                 .slots()
                 .quarantine(taken.id, taken.progress, chain(error)),
@@ -366,6 +373,10 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+fn micros(since: Instant) -> u128 {
+    since.elapsed().as_micros()
 }
 
 /// The fixed name of whatever the VMM sees instead of a stub.
