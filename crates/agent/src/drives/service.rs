@@ -68,7 +68,8 @@ impl From<DriveError> for ttrpc::Error {
             DriveError::Destination { .. } => Code::INVALID_ARGUMENT,
             DriveError::NotSwapped(_) => Code::DEADLINE_EXCEEDED,
             DriveError::Busy { .. } => Code::FAILED_PRECONDITION,
-            DriveError::ReadOnlyRoot(_) => Code::FAILED_PRECONDITION,
+            DriveError::ReadOnlyRoot(_)
+            | DriveError::Mount(crate::mount::MountError::Type { .. }) => Code::FAILED_PRECONDITION,
             _ => Code::UNKNOWN,
         };
         status(code, &error)
