@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use fc_proto::ttrpc::asynchronous::Server;
 use fc_rpc::incoming::Connection;
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::io::{ReadHalf, WriteHalf, split};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::frame::Frame;
@@ -20,11 +20,18 @@ use crate::host::Host;
 const OURS: &str = "Firecracker";
 /// Messages on their way to the client.
 const QUEUE: usize = 16;
-/// Requests to us that a client may have open.
+/// Requests that a client may have open.
 const MAX_OPEN: usize = 4096;
+/// How long containerd may take over the last requests of a client that has gone. A shim ends right
+/// after its last event, and containerd forgets a request whose connection has closed.
+const LAST_BOUND: Duration = Duration::from_secs(2);
 
-/// Streams of requests to us; all others are containerd's.
-type Ours = Arc<Mutex<HashSet<u32>>>;
+/// Streams whose requests are not answered yet.
+#[derive(Default)]
+struct Open {
+    ours: HashSet<u32>,
+    containerds: HashSet<u32>,
+}
 
 /// Passes messages between a client, us and containerd until one of them closes its connection:
 /// a client notices containerd's end as if it were connected to containerd.
@@ -34,17 +41,23 @@ type Ours = Arc<Mutex<HashSet<u32>>>;
 pub async fn run(client: Connection, host: Host, containerd: &Path) -> io::Result<()> {
     let (from_client, to_client) = split(client);
     let (answers, queue) = mpsc::channel(QUEUE);
-    let ours = Ours::default();
     let mut tasks = JoinSet::new();
     tasks.spawn(deliver(queue, to_client));
     let mut sides = Sides {
         host,
         us: None,
         containerd: None,
-        ours: Arc::clone(&ours),
+        open: watch::Sender::default(),
         answers,
     };
-    sides.route(from_client, containerd, &mut tasks).await
+    sides.route(from_client, containerd, &mut tasks).await?;
+    // The client has gone: who waits for a VM gives it up, who told containerd something is heard.
+    sides.us = None;
+    let mut open = sides.open.subscribe();
+    let answered = open.wait_for(|open| open.containerds.is_empty());
+    // Answered or not, nobody is there any more to be told.
+    let _ = tokio::time::timeout(LAST_BOUND, answered).await;
+    Ok(())
 }
 
 /// Who answers; each is connected to when the first request for it comes.
@@ -52,7 +65,7 @@ struct Sides {
     host: Host,
     us: Option<(WriteHalf<UnixStream>, Server)>,
     containerd: Option<WriteHalf<UnixStream>>,
-    ours: Ours,
+    open: watch::Sender<Open>,
     answers: mpsc::Sender<Frame>,
 }
 
@@ -81,8 +94,7 @@ impl Sides {
                             .await
                             .map_err(io::Error::other)?;
                         let (read, write) = split(stream);
-                        let ours = Some(Arc::clone(&self.ours));
-                        tasks.spawn(collect(read, self.answers.clone(), ours));
+                        tasks.spawn(collect(read, self.answers.clone(), self.open.clone()));
                         self.us.insert((write, server))
                     }
                 };
@@ -92,7 +104,7 @@ impl Sides {
                     Some(containerd) => containerd,
                     None => {
                         let (read, write) = split(fc_vsock::unix::connect(containerd).await?);
-                        tasks.spawn(collect(read, self.answers.clone(), None));
+                        tasks.spawn(collect(read, self.answers.clone(), self.open.clone()));
                         self.containerd.insert(write)
                     }
                 };
@@ -101,39 +113,52 @@ impl Sides {
         }
     }
 
+    /// Whether a message is for us; notes a new request.
     fn is_ours(&self, frame: &Frame) -> io::Result<bool> {
-        let mut ours = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
-        match frame.service() {
-            Some(service) if service == OURS => {
-                if ours.len() == MAX_OPEN {
-                    return Err(io::Error::other("too many open requests"));
-                }
-                ours.insert(frame.stream());
-                Ok(true)
+        let Some(service) = frame.service() else {
+            return Ok(self.open.borrow().ours.contains(&frame.stream()));
+        };
+        let ours = service == OURS;
+        let noted = self.open.send_if_modified(|open| {
+            if open.ours.len() + open.containerds.len() == MAX_OPEN {
+                return false;
             }
-            Some(_) => Ok(false),
-            None => Ok(ours.contains(&frame.stream())),
+            if ours {
+                open.ours.insert(frame.stream())
+            } else {
+                open.containerds.insert(frame.stream())
+            }
+        });
+        // A stream that is open already is as wrong as one too many.
+        if noted {
+            Ok(ours)
+        } else {
+            Err(io::Error::other(
+                "too many requests, or a stream id used twice",
+            ))
         }
     }
 }
 
-/// Takes what one side answers. `ours`: forgets streams that ended.
+/// Takes what one side answers.
 async fn collect(
     mut from: ReadHalf<UnixStream>,
     answers: mpsc::Sender<Frame>,
-    ours: Option<Ours>,
+    open: watch::Sender<Open>,
 ) -> io::Result<()> {
     while let Some(frame) = Frame::read(&mut from).await? {
-        if let Some(ours) = &ours
-            && frame.ends_stream()
-        {
-            let mut ours = ours.lock().unwrap_or_else(PoisonError::into_inner);
-            ours.remove(&frame.stream());
+        if frame.ends_stream() {
+            let stream = frame.stream();
+            open.send_modify(|open| {
+                open.ours.remove(&stream);
+                open.containerds.remove(&stream);
+            });
         }
-        if answers.send(frame).await.is_err() {
-            break;
-        }
+        // Fails when the client has gone; that the answer came is noted all the same.
+        let _ = answers.send(frame).await;
     }
+    // Nobody is left to answer.
+    open.send_replace(Open::default());
     Ok(())
 }
 
@@ -143,7 +168,10 @@ async fn deliver(
     mut client: WriteHalf<Connection>,
 ) -> io::Result<()> {
     while let Some(frame) = queue.recv().await {
-        frame.write(&mut client).await?;
+        if frame.write(&mut client).await.is_err() {
+            // The client has gone.
+            break;
+        }
     }
-    client.shutdown().await
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! What is left when callers, shims and daemons go away in the middle: nothing, or a VM that runs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,9 +81,9 @@ impl Events for Containerd {
     }
 }
 
-async fn containerd(setup: &Setup) -> (Server, mpsc::UnboundedReceiver<Envelope>) {
+/// Serves events at `address`.
+pub async fn containerd(address: &Path) -> (Server, mpsc::UnboundedReceiver<Envelope>) {
     let (sender, events) = mpsc::unbounded_channel();
-    let address = setup.path("containerd.sock.ttrpc");
     let mut server = Server::new()
         .bind(&format!("unix://{}", address.display()))
         .expect("a socket")
@@ -93,7 +94,7 @@ async fn containerd(setup: &Setup) -> (Server, mpsc::UnboundedReceiver<Envelope>
 
 async fn a_dead_shim_is_undone_at_once_and_announced() {
     let mut setup = Setup::new();
-    let (_containerd, mut events) = containerd(&setup).await;
+    let (_containerd, mut events) = containerd(&setup.path("containerd.sock.ttrpc")).await;
     let daemon = setup.daemon().await;
     let vm = setup.client().await.client;
     vm.create_vm(ctx("ns-1"), &create("started-here"))

@@ -5,6 +5,7 @@ mod answers;
 mod ends;
 mod program;
 mod setup;
+mod shared;
 mod stand_in;
 
 use libtest_mimic::{Arguments, Trial};
@@ -30,7 +31,8 @@ fn main() {
     let all = answers::TESTS
         .iter()
         .chain(ends::TESTS)
-        .chain(program::TESTS);
+        .chain(program::TESTS)
+        .chain(shared::TESTS);
     let trials = all.map(|(name, test)| {
         let test = *test;
         let name = name.trim_start_matches("calls::");

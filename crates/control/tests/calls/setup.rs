@@ -97,9 +97,7 @@ impl Setup {
 
     /// Starts the daemon and waits until it serves.
     pub async fn daemon(&self) -> Daemon {
-        let mut child = self.command().spawn().expect("the daemon");
-        let log = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let mut daemon = Daemon { child, log };
+        let mut daemon = Daemon::start(self.command());
         daemon.logged("Serving").await;
         daemon
     }
@@ -183,6 +181,13 @@ impl Drop for Setup {
 }
 
 impl Daemon {
+    /// Starts it; see [`Setup::command`].
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the daemon");
+        let log = BufReader::new(child.stderr.take().expect("piped")).lines();
+        Self { child, log }
+    }
+
     /// Waits for a line of the daemon's log that holds `text`, and answers it.
     pub async fn logged(&mut self, text: &str) -> String {
         let mut all = Vec::new();
