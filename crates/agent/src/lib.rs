@@ -20,6 +20,7 @@ pub mod export;
 pub mod fd;
 pub mod log;
 pub mod machine;
+pub mod modules;
 pub mod mount;
 pub mod oci;
 pub mod own;

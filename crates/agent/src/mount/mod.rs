@@ -1,7 +1,6 @@
 //! Mounting file systems in the guest.
 
 mod info;
-mod modules;
 mod options;
 mod root;
 
@@ -11,9 +10,10 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 pub use info::{InfoError, disk_mounts, is_listed, mount_points};
-pub use modules::ModuleError;
 pub use options::Options;
 pub use root::{RootError, make_writable};
+
+use crate::modules::{self, ModuleError};
 
 /// Why something could not be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ pub fn mount_at(
     let parsed = Options::parse(options);
     let bind = parsed.flags.contains(MsFlags::MS_BIND);
     if !bind {
-        modules::ensure(fstype).map_err(|source| MountError::Type {
+        modules::ensure_filesystem(fstype).map_err(|source| MountError::Type {
             fstype: fstype.to_owned(),
             source,
         })?;

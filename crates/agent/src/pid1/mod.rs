@@ -1,6 +1,7 @@
 //! What the first process of a machine has to do before anything else can run.
 
 mod cgroups;
+mod devices;
 mod mounts;
 mod network;
 
@@ -65,6 +66,7 @@ pub fn set_up(cgroup_parent: &str) -> Result<(), SetupError> {
     mounts::mount_all()?;
     cgroups::delegate(Path::new(mounts::CGROUPS), cgroup_parent)?;
     network::loopback_up().map_err(SetupError::Loopback)?;
+    devices::load_drivers();
     if let Err(errno) = nix::unistd::sethostname(HOSTNAME) {
         say!("Cannot set the hostname: {errno}");
     }

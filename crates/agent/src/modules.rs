@@ -1,4 +1,4 @@
-//! Loads the module of a file system that the running kernel lacks.
+//! Loads modules of the running kernel: of a file system or of a device.
 //!
 //! The kernel would ask `/sbin/modprobe`, which our image does not have. Files: `modules.dep` has
 //! one line per module, `path: dependency dependency...`, paths relative to its directory, the
@@ -14,7 +14,7 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 /// finit_module(2): the kernel decompresses the file (`MODULE_INIT_COMPRESSED_FILE`, linux/module.h).
 const COMPRESSED: libc::c_uint = 4;
 
-/// Why a file system's module could not be loaded.
+/// Why a module could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
     /// A list of the kernel's cannot be read.
@@ -27,8 +27,10 @@ pub enum ModuleError {
         source: io::Error,
     },
     /// Neither built in nor a module in the image.
-    #[error("The guest's kernel does not have it and {path} lists no module for it")]
+    #[error("The guest's kernel does not have {name} and {path} lists no module for it")]
     Unknown {
+        /// The module.
+        name: String,
         /// The list of modules.
         path: PathBuf,
     },
@@ -44,10 +46,21 @@ pub enum ModuleError {
 }
 
 /// Makes sure that the kernel knows file systems of type `fstype`.
-pub(super) fn ensure(fstype: &str) -> Result<(), ModuleError> {
+///
+/// # Errors
+/// When it neither has it nor can load a module for it.
+pub fn ensure_filesystem(fstype: &str) -> Result<(), ModuleError> {
     if is_known(&read("/proc/filesystems".into())?, fstype) {
         return Ok(());
     }
+    load(fstype)
+}
+
+/// Loads the module `name` and those that it needs. One that is loaded already is no error.
+///
+/// # Errors
+/// When the image has none of that name, or the kernel refuses it.
+pub fn load(name: &str) -> Result<(), ModuleError> {
     let release = nix::sys::utsname::uname().map_err(|errno| ModuleError::Read {
         path: "uname(2)".into(),
         source: errno.into(),
@@ -60,8 +73,13 @@ pub(super) fn ensure(fstype: &str) -> Result<(), ModuleError> {
         }
         result => result?,
     };
-    let modules = load_order(&text, fstype).ok_or(ModuleError::Unknown { path: list })?;
-    modules.iter().try_for_each(|module| load(dir.join(module)))
+    let modules = load_order(&text, name).ok_or_else(|| ModuleError::Unknown {
+        name: name.to_owned(),
+        path: list,
+    })?;
+    modules
+        .iter()
+        .try_for_each(|module| insert(dir.join(module)))
 }
 
 fn read(path: PathBuf) -> Result<String, ModuleError> {
@@ -89,7 +107,7 @@ fn load_order<'a>(dependencies: &'a str, name: &str) -> Option<Vec<&'a str>> {
     })
 }
 
-fn load(path: PathBuf) -> Result<(), ModuleError> {
+fn insert(path: PathBuf) -> Result<(), ModuleError> {
     let plain = path.extension().is_some_and(|extension| extension == "ko");
     let flags = if plain {
         ModuleInitFlags::empty()
