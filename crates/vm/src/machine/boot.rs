@@ -48,7 +48,7 @@ pub async fn boot(
     progress: &Progress,
 ) -> Result<Machine, BootError> {
     let deadline = Instant::now() + spec.timeout;
-    let check = progress.begin("check", WaitsFor::Nobody);
+    let check = progress.begin("check the request", WaitsFor::Nobody);
     preflight::check(&spec)?;
     let vmm = fc_client::host::vmm::choose(config.firecracker_binary_path.as_deref())?;
     tracing::info!(vmm = %vmm.path.display(), reason = vmm.reason, "Starting the VMM");
@@ -143,7 +143,7 @@ impl Host<'_> {
         spec: VmSpec,
         state: &mut State,
     ) -> Result<Machine, BootError> {
-        let files = self.progress.begin("files", WaitsFor::Nobody);
+        let files = self.progress.begin("make the VM's files", WaitsFor::Nobody);
         let stubs = StubDrives::create(self.jail.root(), &layout(&spec))?;
         for stub in stubs.boot_drives() {
             self.jail.share(&stub.file_name)?;

@@ -2,6 +2,8 @@
 //! Nothing is read or made here.
 
 mod drive;
+mod jail;
+mod kernel_args;
 mod network;
 
 use std::path::PathBuf;
@@ -9,10 +11,8 @@ use std::time::Duration;
 
 use fc_client::api::Balloon;
 use fc_config::Config;
-use fc_jailer::{ExposePolicy, JailRequest, User};
-use fc_proto::control::{
-    CreateVMRequest, DriveExposePolicy, FirecrackerBalloonDevice, JailerConfig,
-};
+use fc_jailer::JailRequest;
+use fc_proto::control::{CreateVMRequest, FirecrackerBalloonDevice};
 
 pub use drive::{DriveMount, RootDrive, drive_mount_field};
 pub use network::{Interface, Ip};
@@ -171,11 +171,11 @@ impl VmSpec {
             cpu_template: template.and_then(|template| usable_template(template, intel)),
             initrd: config.initrd_for(&kernel).map(ToOwned::to_owned),
             kernel,
-            kernel_args: with_address(kernel_args, &interfaces)?,
+            kernel_args: kernel_args::with_address(kernel_args, &interfaces)?,
             root: drive::root_drive(config, request.RootDrive.as_ref())?,
             drive_mounts: drive::drive_mounts(&request.DriveMounts)?,
             interfaces,
-            jail: request.JailerConfig.as_ref().map(jail).transpose()?,
+            jail: request.JailerConfig.as_ref().map(jail::jail).transpose()?,
             balloon: request.BalloonDevice.as_ref().map(balloon).transpose()?,
             containers: slots(
                 "ContainerCount",
@@ -221,30 +221,6 @@ pub fn host_is_intel() -> bool {
         })
 }
 
-fn jail(jail: &JailerConfig) -> Result<JailRequest, SpecError> {
-    let policy = match jail.DriveExposePolicy.enum_value() {
-        Ok(DriveExposePolicy::COPY) => ExposePolicy::Copy,
-        Ok(DriveExposePolicy::BIND) => ExposePolicy::Bind,
-        Err(number) => {
-            return Err(SpecError::Value {
-                field: "JailerConfig.DriveExposePolicy".to_owned(),
-                problem: format!("{number} is neither COPY (0) nor BIND (1)"),
-            });
-        }
-    };
-    Ok(JailRequest {
-        user: User::new(jail.UID, jail.GID).map_err(|error| SpecError::Value {
-            field: "JailerConfig".to_owned(),
-            problem: error.to_string(),
-        })?,
-        net_ns: absolute("JailerConfig.NetNS", &jail.NetNS)?,
-        cpus: jail.CPUs.clone(),
-        mems: jail.Mems.clone(),
-        cgroup_path: jail.CgroupPath.clone(),
-        policy,
-    })
-}
-
 /// Other CPUs have no templates. A request for one is no error: the original's clients send
 /// the same request everywhere.
 fn usable_template(template: String, intel: bool) -> Option<String> {
@@ -255,37 +231,6 @@ fn usable_template(template: String, intel: bool) -> Option<String> {
         );
     }
     intel.then_some(template)
-}
-
-/// The kernel's arguments with the address of the interface that it is to set up, if there is one, before
-/// those that are for init.
-fn with_address(kernel_args: String, interfaces: &[Interface]) -> Result<String, SpecError> {
-    let Some(ip) = interfaces
-        .iter()
-        .find_map(|interface| interface.ip.as_ref())
-    else {
-        return Ok(kernel_args);
-    };
-    let end = kernel_args
-        .match_indices("--")
-        .map(|(at, _)| at)
-        .find(|at| {
-            kernel_args[..*at].ends_with(' ')
-                && matches!(kernel_args.as_bytes().get(at + 2), None | Some(b' '))
-        });
-    let (kernel, init) = kernel_args.split_at(end.unwrap_or(kernel_args.len()));
-    if kernel
-        .split_ascii_whitespace()
-        .any(|arg| arg.starts_with("ip="))
-    {
-        return Err(SpecError::Value {
-            field: "KernelArgs".to_owned(),
-            problem: "they have an ip= of their own, and an interface has an IPConfig".to_owned(),
-        });
-    }
-    let words = [kernel.trim_end(), &ip.kernel_arg(), init];
-    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
-    Ok(words.join(" "))
 }
 
 fn balloon(device: &FirecrackerBalloonDevice) -> Result<Balloon, SpecError> {
@@ -451,31 +396,6 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_an_argument_of_the_kernel_s() {
-        let interface = Interface {
-            tap: "tap0".into(),
-            mac: None,
-            rx: None,
-            tx: None,
-            mmds: false,
-            ip: Some(Ip {
-                address: [10, 0, 0, 2].into(),
-                prefix: 24,
-                gateway: None,
-                nameservers: Vec::new(),
-            }),
-        };
-        let with = |args: &str| with_address(args.to_owned(), std::slice::from_ref(&interface));
-        let ip = "ip=10.0.0.2:::255.255.255.0:::off:::";
-        assert_eq!(with("b a=1").unwrap(), format!("b a=1 {ip}"));
-        assert_eq!(with("b -- -debug").unwrap(), format!("b {ip} -- -debug"));
-        assert_eq!(with("a=x--y").unwrap(), format!("a=x--y {ip}"));
-        assert_eq!(with("").unwrap(), ip);
-        assert!(with("a ip=dhcp").is_err());
-        assert_eq!(with_address("ip=dhcp".into(), &[]).unwrap(), "ip=dhcp");
-    }
-
-    #[test]
     fn slots_that_nobody_asked_for_take_no_device_from_those_that_were() {
         let config = Config::default();
         let shared = |containers, volumes| {
@@ -504,34 +424,5 @@ mod tests {
         assert!(
             matches!(shared(1, 129), Err(SpecError::Value { field, .. }) if field == "VolumeSlots")
         );
-    }
-
-    #[test]
-    fn a_jail() {
-        let config = Config::default();
-        let with = |jail: JailerConfig| {
-            let request = CreateVMRequest {
-                JailerConfig: MessageField::some(jail),
-                ..CreateVMRequest::default()
-            };
-            VmSpec::new(&config, &request, true)
-        };
-        let asked = JailerConfig {
-            NetNS: "/run/netns/a".into(),
-            CPUs: "0".into(),
-            UID: 1000,
-            GID: 1001,
-            CgroupPath: "/group".into(),
-            DriveExposePolicy: DriveExposePolicy::BIND.into(),
-            ..JailerConfig::default()
-        };
-        let jail = with(asked.clone()).unwrap().jail.unwrap();
-        assert_eq!((jail.user.uid(), jail.user.gid()), (1000, 1001));
-        assert_eq!(jail.net_ns, Some(PathBuf::from("/run/netns/a")));
-        assert_eq!((jail.cpus.as_str(), jail.mems.as_str()), ("0", ""));
-        assert_eq!(jail.policy, ExposePolicy::Bind);
-        let root = JailerConfig { UID: 0, ..asked };
-        let error = with(root).unwrap_err().to_string();
-        assert!(error.contains("attempting to run as 0:1001"), "{error}");
     }
 }
