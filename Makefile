@@ -21,12 +21,13 @@ RUNTIME  := /var/lib/firecracker-containerd/runtime
 CONFIG   := /etc/containerd/firecracker-runtime.json
 HOST_BIN := containerd-shim-aws-firecracker firecracker-tcg firecracker-image
 
-.PHONY: help run test lint fuzz build guest deps newer install uninstall clean clean-run
+.PHONY: help run test soak lint fuzz build guest deps newer install uninstall clean clean-run
 
 help:
 	@echo 'make run        run a container in a microVM under a private containerd'
 	@echo '                (IMAGE=... CMD=... choose another one; RUN_ARGS=--help lists more)'
 	@echo 'make test       every test: unit, integration, end-to-end with real VMs'
+	@echo 'make soak       one drive slot used a thousand times; takes an hour without KVM'
 	@echo 'make lint       formatting and clippy, warnings are errors'
 	@echo 'make fuzz       every fuzz target for a minute'
 	@echo 'make install    install for the containerd of this machine (PREFIX, DESTDIR)'
@@ -56,6 +57,10 @@ test:
 	@FC_BIN_DIR=$(abspath $(BIN)) FC_GUEST_DIR=$(abspath $(GUEST)) \
 	    FC_TEST_KERNEL_DIR=$$(ls -d $(abspath $(KERNELS))/linux-image-* | tail -n 1) \
 	    FC_CONTAINERD_NEWER=$(abspath $(NEWER))/usr/bin scripts/test.sh
+
+soak: build guest
+	@FC_BIN_DIR=$(abspath $(BIN)) FC_GUEST_DIR=$(abspath $(GUEST)) FC_SOAK_ROUNDS=1000 \
+	    cargo test --locked -p fc-e2e --test e2e -- one_slot_is_used
 
 lint:
 	@cargo fmt --all --check

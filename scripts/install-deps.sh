@@ -20,6 +20,9 @@ test|runc|runc|containers on the host, to compare with
 test|cpio|cpio|checks the initrd
 test|xz|xz-utils|checks decompression
 test|zstd|zstd|checks decompression
+test|mkfs.xfs|xfsprogs|file systems to mount in the guest
+test|mkfs.btrfs|btrfs-progs|file systems to mount in the guest
+test|mksquashfs|squashfs-tools|file systems to mount in the guest
 test|ps|procps|checks that nothing is left running
 "
 qemu_least=10

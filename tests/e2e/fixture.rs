@@ -92,6 +92,11 @@ impl Setup {
         .collect()
     }
 
+    /// Directory with our binaries.
+    pub fn bin_dir(&self) -> &Path {
+        &self.bin_dir
+    }
+
     /// A directory that no other test uses.
     pub fn fresh_dir(&self) -> PathBuf {
         let n = self.next.fetch_add(1, Ordering::Relaxed);

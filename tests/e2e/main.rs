@@ -8,6 +8,8 @@
 //! output of `firecracker-image`, `FC_CONTAINERD_NEWER` directory with a
 //! containerd newer than the machine's.
 
+mod drives;
+mod drives_vm;
 mod errors;
 mod exec;
 mod fixture;
@@ -44,7 +46,8 @@ fn main() {
             .iter()
             .chain(exec::TESTS)
             .chain(rootfs::TESTS)
-            .chain(shared_vm::TESTS);
+            .chain(shared_vm::TESTS)
+            .chain(drives::TESTS);
         let chosen: Vec<&(&str, OnInstance)> = if i == 0 {
             everywhere.chain(first_only).collect()
         } else {
@@ -60,6 +63,7 @@ fn main() {
         let own = errors::TESTS
             .iter()
             .chain(lifecycle::TESTS)
+            .chain(drives::OWN)
             .filter(|_| i == 0)
             .chain(rootfs::NEWER.iter().filter(|_| i > 0));
         for (name, test) in own {
@@ -111,9 +115,11 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(rootfs::SMOKE)
         .chain(rootfs::TESTS)
         .chain(shared_vm::TESTS)
+        .chain(drives::TESTS)
         .map(|(name, _)| name)
         .chain(errors::TESTS.iter().map(|(name, _)| name))
         .chain(lifecycle::TESTS.iter().map(|(name, _)| name))
+        .chain(drives::OWN.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER.iter().map(|(name, _)| name));
     let trials = names.map(|name| skipped(name, missing)).collect();
     libtest_mimic::run(args, trials).exit();

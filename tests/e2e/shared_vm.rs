@@ -122,6 +122,17 @@ pub fn stop_vm(on: &Instance, id: &str) {
 /// Calls the control API of a VM at the original's address ([SHM-7], [PATH-2]): a client of the
 /// original must find it there.
 fn control(on: &Instance, id: &str, calls: impl AsyncFnOnce(FirecrackerClient, fn() -> Context)) {
+    on_control_socket(on, id, async |client, context| {
+        calls(FirecrackerClient::new(client), context).await;
+    });
+}
+
+/// The same for any service on that socket.
+pub fn on_control_socket<T>(
+    on: &Instance,
+    id: &str,
+    calls: impl AsyncFnOnce(Client, fn() -> Context) -> T,
+) -> T {
     let joined = format!("{}/default/{id}", on.containerd.socket().display());
     let hash: String = Sha256::digest(joined)
         .iter()
@@ -135,6 +146,6 @@ fn control(on: &Instance, id: &str, calls: impl AsyncFnOnce(FirecrackerClient, f
     runtime.block_on(async {
         let client = Client::connect(&socket).await.expect("connect");
         let context = || context::with_duration(Duration::from_secs(15));
-        calls(FirecrackerClient::new(client), context).await;
-    });
+        calls(client, context).await
+    })
 }
