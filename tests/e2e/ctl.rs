@@ -1,0 +1,209 @@
+//! `firecracker-ctl` against real VMs, with and without a daemon that it would have to start: it needs none.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::OnSetup;
+use crate::fixture::{Finished, Flavor, Instance, Setup, finish};
+
+/// Run with the machine's containerd.
+pub const TESTS: &[(&str, OnSetup)] = &[
+    ("ctl::every_command", every_command),
+    ("ctl::gc_removes_what_a_killed_shim_left", gc),
+];
+
+/// `firecracker-ctl` for the VMs of an instance.
+struct Ctl<'a> {
+    setup: &'a Setup,
+    on: &'a Instance,
+}
+
+impl Ctl<'_> {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.setup.bin_dir().join("firecracker-ctl"));
+        command
+            .arg("--config")
+            .arg(self.on.layout.dir.join("firecracker-runtime.json"))
+            .arg("--containerd-address")
+            .arg(self.on.containerd.socket())
+            .args(args)
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Finished {
+        finish(self.command(args))
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        let text = self.run(&args).expect(0).text();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}
+
+fn every_command(setup: &Setup, flavor: &Flavor) {
+    let on = &Instance::start(setup, flavor);
+    let ctl = Ctl { setup, on };
+    let create = [
+        "vm",
+        "create",
+        "web",
+        "--containers",
+        "2",
+        "--memory",
+        "160",
+    ];
+    let balloon = ["--balloon", "8", "--balloon-stats", "1"];
+    let created = ctl.json(&[&create[..], &balloon].concat());
+    assert_eq!(created["id"], "web");
+    assert_eq!(ctl.run(&create).expect(4).text(), "", "it exists already");
+
+    // A task of containerd's goes into the VM that a person made.
+    let in_web = ["--annotation", "aws.firecracker.vm.id=web"];
+    on.run_detached(&in_web, "task", &["/bin/sleep", "600"]);
+    let info = ctl.json(&["vm", "info", "web"]);
+    assert_eq!(info["state"], "running");
+    assert_eq!(info["memory_mib"], 160);
+    assert_eq!(info["tasks"][0]["id"], "task");
+    assert_eq!(info["tasks"][0]["status"], "running");
+    let attached = info["drives"].as_array().expect("drives").iter();
+    assert!(
+        attached.clone().any(|drive| drive["owner"] == "task"),
+        "{info}"
+    );
+    let socket = info["paths"]["api_socket"].as_str().expect("a path");
+    assert!(std::path::Path::new(socket).exists());
+    assert!(
+        ctl.run(&["vm", "info", "web"])
+            .expect(0)
+            .text()
+            .contains("ctrstub0")
+    );
+
+    metadata(&ctl);
+    ballooning(&ctl);
+
+    ctl.run(&["vm", "pause", "web"]).expect(0);
+    assert_eq!(ctl.json(&["vm", "list"])[0]["state"], "paused");
+    ctl.run(&["vm", "resume", "web"]).expect(0);
+    assert!(
+        ctl.run(&["vm", "list"])
+            .expect(0)
+            .text()
+            .contains("running")
+    );
+    let console = ctl.run(&["vm", "console", "web"]).expect(0).text();
+    assert!(console.contains("firecracker-agent"), "{console}");
+    let logs = ctl.run(&["vm", "logs", "web"]).expect(0).text();
+    assert!(logs.contains("The VM runs"), "{logs}");
+
+    on.remove("task");
+    let follower = ctl
+        .command(&["vm", "console", "web", "--follow"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a follower");
+    let waiter = ctl
+        .command(&["vm", "wait", "web"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a waiter");
+    ctl.run(&["vm", "stop", "web", "--timeout", "20"]).expect(0);
+    for watcher in [follower, waiter] {
+        let output = watcher.wait_with_output().expect("its end");
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert_eq!(ctl.json(&["vm", "list"]), Value::Array(Vec::new()));
+    for gone in ["info", "stop", "pause", "wait", "console"] {
+        ctl.run(&["vm", gone, "web"]).expect(3);
+    }
+    ctl.run(&["vm", "create", "a--b"]).expect(2);
+    cache_and_doctor(&ctl);
+}
+
+fn metadata(ctl: &Ctl) {
+    ctl.run(&["vm", "metadata", "set", "web", r#"{"a":1,"b":2}"#])
+        .expect(0);
+    ctl.run(&["vm", "metadata", "update", "web", r#"{"a":null,"c":3}"#])
+        .expect(0);
+    let metadata = ctl.json(&["vm", "metadata", "get", "web"]);
+    assert_eq!(metadata, serde_json::json!({"b": 2, "c": 3}));
+    let refused = ctl.run(&["vm", "metadata", "set", "web", "{"]).expect(2);
+    assert!(refused.stderr.contains("JSON"), "{}", refused.stderr);
+}
+
+fn ballooning(ctl: &Ctl) {
+    ctl.run(&["vm", "balloon", "set", "web", "12"]).expect(0);
+    let config = ctl.json(&["vm", "balloon", "show", "web"]);
+    assert_eq!(config["amount_mib"], 12);
+    ctl.run(&["vm", "balloon", "stats", "web", "--interval", "2"])
+        .expect(0);
+    assert_eq!(
+        ctl.json(&["vm", "balloon", "stats", "web"])["target_mib"],
+        12
+    );
+}
+
+/// The task's image is in the cache, and nobody uses it any more.
+fn cache_and_doctor(ctl: &Ctl) {
+    let listed = ctl.json(&["cache", "list"]);
+    let images = |entries: &Value| {
+        let entries = entries.as_array().expect("entries");
+        entries
+            .iter()
+            .filter(|entry| entry["kind"] == "image")
+            .count()
+    };
+    assert_eq!(images(&listed), 1, "{listed}");
+    let findings: Value =
+        serde_json::from_str(&ctl.run(&["doctor", "--full", "--json"]).text()).expect("findings");
+    let level = |check: &str| {
+        let of_check = findings.as_array().expect("findings").iter();
+        let of_check = of_check.filter(|finding| finding["check"] == check);
+        of_check
+            .map(|finding| finding["level"].clone())
+            .collect::<Vec<_>>()
+    };
+    for check in [
+        "configuration",
+        "containerd",
+        "runtime",
+        "kernel",
+        "guest image",
+        "VMs",
+    ] {
+        assert_eq!(level(check), ["ok"], "{check}: {findings}");
+    }
+    assert_eq!(images(&ctl.json(&["cache", "prune"])), 1);
+    assert_eq!(images(&ctl.json(&["cache", "list"])), 0);
+}
+
+fn gc(setup: &Setup, flavor: &Flavor) {
+    let on = &Instance::start(setup, flavor);
+    let ctl = Ctl { setup, on };
+    let created = ctl.json(&["vm", "create", "doomed"]);
+    let socket = created["api_socket"].as_str().expect("a path").to_owned();
+    let info = ctl.json(&["vm", "info", "doomed"]);
+    let shim = info["shim_pid"].as_i64().expect("a process id");
+    let shim = rustix::process::Pid::from_raw(i32::try_from(shim).expect("a pid")).expect("a pid");
+    let pidfd =
+        rustix::process::pidfd_open(shim, rustix::process::PidfdFlags::empty()).expect("it");
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL).expect("a signal");
+    let mut ended = [rustix::event::PollFd::new(
+        &pidfd,
+        rustix::event::PollFlags::IN,
+    )];
+    rustix::event::poll(&mut ended, None).expect("its end");
+
+    let listed = ctl.json(&["vm", "list"]);
+    assert_eq!(listed[0]["state"], "dead", "{listed}");
+    ctl.run(&["vm", "info", "doomed"]).expect(3);
+    let collected = ctl.json(&["gc"]);
+    assert_eq!(collected[0]["removed"], true, "{collected}");
+    assert!(!std::path::Path::new(&socket).exists());
+    assert_eq!(ctl.json(&["gc"]), Value::Array(Vec::new()));
+    assert_eq!(ctl.json(&["vm", "list"]), Value::Array(Vec::new()));
+}
