@@ -19,7 +19,9 @@ RUN_ARGS :=
 PREFIX   := /usr/local
 RUNTIME  := /var/lib/firecracker-containerd/runtime
 CONFIG   := /etc/containerd/firecracker-runtime.json
-HOST_BIN := containerd-shim-aws-firecracker firecracker-tcg firecracker-image
+JAIL     := /etc/containerd/firecracker-runc-config.json
+UNITS    := /usr/local/lib/systemd/system
+HOST_BIN := containerd-shim-aws-firecracker firecracker-control firecracker-ctl firecracker-tcg firecracker-image
 
 .PHONY: help run test soak lint fuzz build guest deps newer install uninstall clean clean-run
 
@@ -70,20 +72,23 @@ fuzz:
 	@scripts/fuzz.sh
 
 install: build guest
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(RUNTIME) $(DESTDIR)$(dir $(CONFIG))
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(RUNTIME) $(DESTDIR)$(dir $(CONFIG)) $(DESTDIR)$(UNITS)
 	install -m 755 $(addprefix $(BIN)/,$(HOST_BIN)) $(DESTDIR)$(PREFIX)/bin
 	$(BIN)/firecracker-tcg --print-jail-paths > $(DESTDIR)$(PREFIX)/bin/firecracker-tcg.jail.json
 	install -m 644 $(GUEST)/default-* $(GUEST)/image.json $(DESTDIR)$(RUNTIME)
-	@if [ -e $(DESTDIR)$(CONFIG) ]; then \
-	    echo '$(CONFIG) is there already: left as it is'; \
-	else \
-	    install -m 644 docs/firecracker-runtime.json $(DESTDIR)$(CONFIG); \
-	    echo 'wrote $(CONFIG)'; \
-	fi
-	@echo 'Now: ctr run --rm --runtime aws.firecracker IMAGE NAME CMD...'
+	sed 's:/usr/local/bin:$(PREFIX)/bin:' dist/firecracker-control.service > $(DESTDIR)$(UNITS)/firecracker-control.service
+	@for file in $(CONFIG) $(JAIL); do \
+	    if [ -e $(DESTDIR)$$file ]; then \
+	        echo "$$file is there already: left as it is"; \
+	    else \
+	        install -m 644 docs/$${file##*/} $(DESTDIR)$$file && echo "wrote $$file"; \
+	    fi; \
+	done
+	@echo 'Now: firecracker-ctl doctor; ctr run --rm --runtime aws.firecracker IMAGE NAME CMD...'
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(HOST_BIN) firecracker-tcg.jail.json)
+	rm -f $(DESTDIR)$(UNITS)/firecracker-control.service
 	rm -rf $(DESTDIR)$(RUNTIME)
 
 clean-run:
