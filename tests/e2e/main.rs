@@ -17,6 +17,7 @@ mod lifecycle;
 mod rootfs;
 mod run;
 mod shared_vm;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -47,7 +48,8 @@ fn main() {
             .chain(exec::TESTS)
             .chain(rootfs::TESTS)
             .chain(shared_vm::TESTS)
-            .chain(drives::TESTS);
+            .chain(drives::TESTS)
+            .chain(volumes::TESTS);
         let chosen: Vec<&(&str, OnInstance)> = if i == 0 {
             everywhere.chain(first_only).collect()
         } else {
@@ -116,6 +118,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(rootfs::TESTS)
         .chain(shared_vm::TESTS)
         .chain(drives::TESTS)
+        .chain(volumes::TESTS)
         .map(|(name, _)| name)
         .chain(errors::TESTS.iter().map(|(name, _)| name))
         .chain(lifecycle::TESTS.iter().map(|(name, _)| name))

@@ -1,0 +1,285 @@
+//! A container's mounts, and what it leaves in its snapshot.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::OnInstance;
+use crate::fixture::{Finished, Instance, finish};
+
+/// Run with the machine's containerd.
+pub const TESTS: &[(&str, OnInstance)] = &[
+    ("volumes::files_and_directories_are_copied", copies),
+    ("volumes::a_writable_bind_is_refused_or_a_copy", writable),
+    ("volumes::images_are_drives", images),
+    ("volumes::others_are_refused_by_name", refused),
+    ("volumes::two_vms_share_an_image", shared_image),
+    ("volumes::what_was_written_comes_back", write_back),
+    (
+        "volumes::without_the_annotation_nothing_comes_back",
+        nothing_back,
+    ),
+];
+
+const COPY: &str = "aws.firecracker.volume.copy";
+const WRITE_BACK: &str = "aws.firecracker.disk.write_back=true";
+
+/// An empty directory of the test's own.
+fn host_dir(on: &Instance, name: &str) -> PathBuf {
+    let dir = on.layout.dir.join(name);
+    fs::create_dir_all(&dir).expect("test directory");
+    dir
+}
+
+/// The argument of `ctr run --mount`.
+fn mount(fstype: &str, source: &Path, destination: &str, options: &str) -> String {
+    let source = source.display();
+    format!("type={fstype},src={source},dst={destination},options={options}")
+}
+
+fn sh(script: &str, dir: &Path) -> Finished {
+    let mut command = Command::new("sh");
+    command.args(["-euc", script]).current_dir(dir);
+    finish(command).expect(0)
+}
+
+fn copies(on: &Instance) {
+    let dir = host_dir(on, "copies");
+    sh(
+        "echo 'nameserver 192.0.2.7' > resolv.conf
+         mkdir -p secret/..2024; echo s3cret > secret/..2024/password; chmod 0400 secret/..2024/password
+         chown 1000:1000 secret/..2024/password; ln -s ..2024 secret/..data; ln -s ..data/password secret/password",
+        &dir,
+    );
+    let file = mount(
+        "bind",
+        &dir.join("resolv.conf"),
+        "/etc/resolv.conf",
+        "rbind:ro",
+    );
+    let secret = mount("bind", &dir.join("secret"), "/run/secret", "rbind:ro");
+    let scratch = mount("tmpfs", Path::new("tmpfs"), "/scratch", "rw:nosuid:size=1m");
+    let script = "cat /etc/resolv.conf /run/secret/password; readlink /run/secret/..data; \
+                  stat -L -c '%a %u:%g' /run/secret/password; \
+                  echo x 2>/dev/null > /run/secret/new || echo refused; \
+                  echo kept > /scratch/file && cat /scratch/file; \
+                  grep -o ' /scratch tmpfs' /proc/mounts";
+    let options = ["--mount", &file, "--mount", &secret, "--mount", &scratch];
+    let done = on
+        .run(&options, "copies", &["/bin/sh", "-c", script])
+        .expect(0);
+    assert_eq!(
+        done.text(),
+        "nameserver 192.0.2.7\ns3cret\n..2024\n400 1000:1000\nrefused\nkept\n /scratch tmpfs\n",
+        "{}",
+        done.stderr
+    );
+}
+
+fn writable(on: &Instance) {
+    let dir = host_dir(on, "writable");
+    fs::write(dir.join("file"), "host\n").expect("test file");
+    let bind = mount("bind", &dir, "/data", "rbind:rw");
+    let script = "echo guest >> /data/file; echo new > /data/new; cat /data/file /data/new";
+    let command = ["/bin/sh", "-c", script];
+    let refused = on.run(&["--mount", &bind], "writable", &command);
+    assert_ne!(refused.code, 0);
+    for part in ["/data", "writable bind mount", COPY, "type=ext4"] {
+        assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+    }
+
+    let accepted = format!("{COPY}=/data");
+    let options = ["--mount", &bind, "--annotation", &accepted];
+    let done = on.run(&options, "writable", &command).expect(0);
+    assert_eq!(done.text(), "host\nguest\nnew\n");
+    assert_eq!(
+        fs::read_to_string(dir.join("file")).expect("test file"),
+        "host\n"
+    );
+    assert!(!dir.join("new").exists());
+}
+
+fn images(on: &Instance) {
+    let dir = host_dir(on, "images");
+    sh(
+        "truncate -s 16M data.ext4; mkfs.ext4 -q -F data.ext4
+         mkdir tree; echo from-erofs > tree/file; mkfs.erofs --quiet tree.erofs tree",
+        &dir,
+    );
+    let data = mount("ext4", &dir.join("data.ext4"), "/data", "rw:noatime");
+    let tree = mount("erofs", &dir.join("tree.erofs"), "/tree", "ro");
+    let options = ["--mount", &data, "--mount", &tree];
+    let script = "cat /tree/file; echo x 2>/dev/null > /tree/new || echo refused; echo kept >> /data/file; \
+                  cat /data/file; grep -o ' /data ext4 rw,noatime' /proc/mounts";
+    let command = ["/bin/sh", "-c", script];
+    let done = on.run(&options, "images", &command).expect(0);
+    assert_eq!(
+        done.text(),
+        "from-erofs\nrefused\nkept\n /data ext4 rw,noatime\n"
+    );
+    // The next one finds what the first wrote, and so does the host.
+    let done = on.run(&options, "images", &command).expect(0);
+    assert_eq!(
+        done.text(),
+        "from-erofs\nrefused\nkept\nkept\n /data ext4 rw,noatime\n"
+    );
+    let read = sh(
+        "e2fsck -fn data.ext4 >&2; debugfs -R 'cat /file' data.ext4",
+        &dir,
+    );
+    assert_eq!(read.text(), "kept\nkept\n");
+}
+
+fn refused(on: &Instance) {
+    let dir = host_dir(on, "refused");
+    sh(
+        "mkdir large; truncate -s 20M large/file; mkfifo fifo; echo text > text",
+        &dir,
+    );
+    for (fstype, source, options, part) in [
+        (
+            "bind",
+            dir.join("large"),
+            "rbind:ro",
+            "volume_copy_limit_mib",
+        ),
+        ("bind", dir.join("fifo"), "rbind:ro", "FIFO"),
+        ("bind", dir.join("missing"), "rbind:ro", "missing"),
+        ("ext4", dir.join("text"), "ro", "holds no ext4 filesystem"),
+        ("nfs", dir.join("text"), "ro", "\"nfs\""),
+    ] {
+        let mount = mount(fstype, &source, "/wanted", options);
+        let failed = on.run(&["--mount", &mount], "refused", &["/bin/true"]);
+        assert_ne!(failed.code, 0, "{mount}");
+        for part in [part, "/wanted"] {
+            assert!(failed.stderr.contains(part), "{part}: {}", failed.stderr);
+        }
+    }
+    assert!(
+        !on.vm_dirs()
+            .iter()
+            .any(|dir| dir.to_string_lossy().contains("refused"))
+    );
+}
+
+fn shared_image(on: &Instance) {
+    let ids = ["sharing-1", "sharing-2"];
+    for id in ids {
+        let vm = format!("aws.firecracker.vm.id=vm-{id}");
+        on.run_detached(&["--annotation", &vm], id, &["/bin/sleep", "600"]);
+    }
+    let attached: Vec<PathBuf> = ids
+        .iter()
+        .map(|id| {
+            let dir = on.layout.shim_base().join(format!("default#vm-{id}"));
+            let holds = |link: &PathBuf| link.extension().is_some_and(|x| x == "erofs");
+            let links = fs::read_dir(dir).expect("VM directory").flatten();
+            let targets = links.filter_map(|entry| fs::read_link(entry.path()).ok());
+            targets.into_iter().find(holds).expect("an attached image")
+        })
+        .collect();
+    assert_eq!(attached[0], attached[1]);
+    let image = fs::metadata(&attached[0]).expect("shared image");
+    assert_eq!(image.permissions().mode() & 0o222, 0);
+    for id in ids {
+        on.remove(id);
+        crate::shared_vm::stop_vm(on, &format!("vm-{id}"));
+    }
+}
+
+/// Names in what `ctr snapshots diff` shows of the container's snapshot.
+fn diff(on: &Instance, id: &str) -> Vec<String> {
+    let tar = on.ctr(&["snapshots", "diff", id]).expect(0).stdout;
+    let path = on.layout.dir.join(format!("{id}.tar"));
+    fs::write(&path, tar).expect("diff");
+    let mut list = Command::new("tar");
+    // Which compression it has is containerd's choice.
+    list.arg("-tf").arg(&path);
+    let listed = finish(list).expect(0);
+    listed.text().lines().map(str::to_owned).collect()
+}
+
+fn write_back(on: &Instance) {
+    let id = "written";
+    let script = "if test -e /added; then cat /added/file; rm -r /added; echo second > /again; exit 0; fi; \
+                  mkdir /added; echo first > /added/file; ln /added/file /added/hard; rm /etc/group; \
+                  echo more >> /etc/second-layer; mkfifo /added/fifo";
+    let options = ["--annotation", WRITE_BACK];
+    let run = on.run_command(&options, id, &["/bin/sh", "-c", script]);
+    finish(run).expect(0);
+    // Without `-d`, ctr has deleted the task.
+    let names = diff(on, id);
+    for name in [
+        "added/file",
+        "added/hard",
+        "etc/.wh.group",
+        "etc/second-layer",
+    ] {
+        assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
+    }
+    assert!(!names.iter().any(|name| name.contains("fifo")), "{names:?}");
+
+    // The container again, with what it left: the snapshot shows the sum of both.
+    on.ctr(&["task", "start", id]).expect(0);
+    let names = diff(on, id);
+    assert!(names.iter().any(|name| name == "again"), "{names:?}");
+    assert!(
+        !names.iter().any(|name| name.starts_with("added")),
+        "{names:?}"
+    );
+    assert!(
+        names.iter().any(|name| name == "etc/.wh.group"),
+        "{names:?}"
+    );
+    on.ctr(&["container", "rm", id]).expect(0);
+
+    // A pause brings it back, too.
+    let id = "paused-written";
+    let sleeps = [
+        "/bin/sh",
+        "-c",
+        "echo x > /before-pause; echo ready; sleep 600",
+    ];
+    on.run_detached(&options, id, &sleeps);
+    on.ctr(&[
+        "task",
+        "exec",
+        "--exec-id",
+        "wait",
+        id,
+        "/bin/sh",
+        "-c",
+        "until test -s /before-pause; do :; done",
+    ])
+    .expect(0);
+    on.ctr(&["task", "pause", id]).expect(0);
+    assert!(diff(on, id).iter().any(|name| name == "before-pause"));
+    on.ctr(&["task", "resume", id]).expect(0);
+    on.ctr(&["task", "kill", "-s", "SIGKILL", id]).expect(0);
+    on.remove(id);
+}
+
+fn nothing_back(on: &Instance) {
+    let id = "not-written";
+    let run = on.run_command(&[], id, &["/bin/sh", "-c", "echo x > /added"]);
+    finish(run).expect(0);
+    assert_eq!(diff(on, id), [""; 0]);
+    on.ctr(&["container", "rm", id]).expect(0);
+
+    // A plain directory has no place for it.
+    let options = [
+        "--rm",
+        "--snapshotter",
+        "native",
+        "--annotation",
+        WRITE_BACK,
+    ];
+    let refused = finish(on.run_command(&options, "no-place", &["/bin/true"]));
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("aws.firecracker.disk.write_back"),
+        "{}",
+        refused.stderr
+    );
+}
