@@ -13,6 +13,8 @@ use fc_testbed::leftovers::Scope;
 use fc_testbed::runtime_config::{self, Layout};
 use serde_json::{Map, Value};
 
+use crate::daemon::Daemon;
+
 /// One containerd to test with.
 #[derive(Debug, Clone)]
 pub struct Flavor {
@@ -20,6 +22,8 @@ pub struct Flavor {
     pub name: String,
     /// Directory with its binaries; `None`: the machine's.
     pub prefix: Option<PathBuf>,
+    /// Whether `firecracker-control` runs beside it.
+    pub daemon: bool,
 }
 
 /// What all tests share.
@@ -55,6 +59,7 @@ impl Setup {
                 .ok_or_else(|| format!("{} is missing; make test builds it", path.display()))
         };
         need(bin_dir.join("containerd-shim-aws-firecracker"))?;
+        need(bin_dir.join("firecracker-control"))?;
         need(guest.join("default-rootfs.img"))?;
         let configured = std::env::var_os("FIRECRACKER_BIN").map(PathBuf::from);
         let vmm = configured.unwrap_or_else(|| bin_dir.join("firecracker-tcg"));
@@ -72,7 +77,7 @@ impl Setup {
         })
     }
 
-    /// The containerds at hand, the machine's first.
+    /// The containerds at hand, the machine's first; at last it once more, with the control daemon.
     pub fn flavors(&self) -> Vec<Flavor> {
         let newer = std::env::var_os("FC_CONTAINERD_NEWER").map(PathBuf::from);
         [
@@ -88,7 +93,13 @@ impl Setup {
         .map(|(_, prefix)| Flavor {
             name: version_of(prefix.as_deref()),
             prefix,
+            daemon: false,
         })
+        .chain([Flavor {
+            name: format!("{} + firecracker-control", version_of(None)),
+            prefix: None,
+            daemon: true,
+        }])
         .collect()
     }
 
@@ -306,20 +317,25 @@ pub fn finish(mut command: Command) -> Finished {
 
 /// Instances with the default configuration, one per flavor, started when first asked for.
 #[derive(Clone, Default)]
-pub struct Shared(Arc<Mutex<HashMap<String, Arc<Instance>>>>);
+pub struct Shared(Arc<Mutex<HashMap<String, Running>>>);
+
+/// An instance, and its daemon if its flavor has one.
+type Running = (Arc<Instance>, Option<Daemon>);
 
 impl Shared {
     /// The flavor's instance.
     pub fn get(&self, setup: &Setup, flavor: &Flavor) -> Arc<Instance> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let instance = all
-            .entry(flavor.name.clone())
-            .or_insert_with(|| Arc::new(Instance::start(setup, flavor)));
+        let (instance, _) = all.entry(flavor.name.clone()).or_insert_with(|| {
+            let instance = Instance::start(setup, flavor);
+            let daemon = flavor.daemon.then(|| Daemon::start(setup, &instance));
+            (Arc::new(instance), daemon)
+        });
         Arc::clone(instance)
     }
 
     /// Takes the instances out, so that they end.
-    pub fn end(&self) -> Vec<Arc<Instance>> {
+    pub fn end(&self) -> Vec<Running> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.drain().map(|(_, instance)| instance).collect()
     }

@@ -32,7 +32,7 @@ fn ten_runs_leave_nothing(setup: &Setup, flavor: &Flavor) {
 
 /// No VM directory and no VM process of this instance.
 #[track_caller]
-fn expect_gone(on: &Instance) {
+pub fn expect_gone(on: &Instance) {
     let scope = on.scope();
     let gone = scope.wait_for_processes(Duration::from_secs(10));
     assert!(gone, "{:?}", scope.processes());

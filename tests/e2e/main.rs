@@ -8,6 +8,8 @@
 //! output of `firecracker-image`, `FC_CONTAINERD_NEWER` directory with a
 //! containerd newer than the machine's.
 
+mod control;
+mod daemon;
 mod drives;
 mod drives_vm;
 mod errors;
@@ -65,9 +67,10 @@ fn main() {
         let own = errors::TESTS
             .iter()
             .chain(lifecycle::TESTS)
+            .chain(control::TESTS)
             .chain(drives::OWN)
             .filter(|_| i == 0)
-            .chain(rootfs::NEWER.iter().filter(|_| i > 0));
+            .chain(rootfs::NEWER.iter().filter(|_| flavor.prefix.is_some()));
         for (name, test) in own {
             let (setup, flavor, test) = (Arc::clone(&setup), flavor.clone(), *test);
             trials.push(trial(name, &flavor.name.clone(), move || {
@@ -75,7 +78,7 @@ fn main() {
             }));
         }
     }
-    if flavors.len() < 2 {
+    if flavors.iter().all(|flavor| flavor.prefix.is_none()) {
         for (name, _) in rootfs::NEWER {
             trials.push(skipped(name, "no newer containerd"));
         }
@@ -122,6 +125,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .map(|(name, _)| name)
         .chain(errors::TESTS.iter().map(|(name, _)| name))
         .chain(lifecycle::TESTS.iter().map(|(name, _)| name))
+        .chain(control::TESTS.iter().map(|(name, _)| name))
         .chain(drives::OWN.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER.iter().map(|(name, _)| name));
     let trials = names.map(|name| skipped(name, missing)).collect();

@@ -44,6 +44,8 @@ impl Layout {
             "root_drive": self.guest.join("default-rootfs.img"),
             "shim_base_dir": self.shim_base(),
             "image_cache_dir": self.dir.join("image-cache"),
+            // A daemon of the machine's is not to be asked.
+            "control_address": self.dir.join("control.sock"),
             "timeline_path": self.timeline(),
         });
         match object {
