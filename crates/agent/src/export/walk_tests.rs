@@ -18,7 +18,7 @@ fn run(command: &mut Command) -> String {
 }
 
 /// Unpacks with GNU tar.
-fn unpack(archive: &[u8], into: &Path) {
+fn by_tar(archive: &[u8], into: &Path) {
     let mut tar = Command::new("tar")
         .args([
             "--extract",
@@ -33,6 +33,12 @@ fn unpack(archive: &[u8], into: &Path) {
         .unwrap();
     tar.stdin.take().unwrap().write_all(archive).unwrap();
     assert!(tar.wait().unwrap().success());
+}
+
+/// Unpacks as the host does.
+fn by_host(archive: &[u8], into: &Path) {
+    let imported = fc_rootfs::import_upper(archive, into, 1 << 30).unwrap();
+    assert_eq!(imported.skipped, 0, "{:?}", imported.first_skipped);
 }
 
 fn set_xattr(path: &Path, name: &CStr, value: &[u8]) {
@@ -74,12 +80,22 @@ fn listing(dir: &Path) -> String {
 
 #[test]
 fn another_tar_makes_the_same_tree_of_it() {
+    same_tree(by_tar);
+}
+
+#[test]
+fn the_host_makes_the_same_tree_of_it() {
+    same_tree(by_host);
+}
+
+fn same_tree(unpack: fn(&[u8], &Path)) {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIPPED: device nodes and owners need root");
         return;
     }
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let base = from.path();
+    let (base, to) = (from.path(), to.path().join("upper"));
+    fs::create_dir(&to).unwrap();
     let deep = base.join("long".repeat(30)).join("name".repeat(30));
     fs::create_dir_all(&deep).unwrap();
     fs::write(deep.join("file"), "deep").unwrap();
@@ -98,7 +114,7 @@ fn another_tar_makes_the_same_tree_of_it() {
     fs::write(base.join("empty"), "").unwrap();
     run(Command::new("mknod")
         .arg(base.join("gone"))
-        .args(["c", "0", "0"]));
+        .args(["--mode=0", "c", "0", "0"]));
     fs::hard_link(base.join("gone"), base.join("gone too")).unwrap();
     run(Command::new("mknod")
         .arg(base.join("zero"))
@@ -126,29 +142,29 @@ fn another_tar_makes_the_same_tree_of_it() {
         "{} bytes for a sparse file",
         archive.len()
     );
-    unpack(&archive, to.path());
+    unpack(&archive, &to);
 
     for name in ["fifo", "socket", "zero"] {
-        assert!(!to.path().join(name).exists(), "{name}");
+        assert!(!to.join(name).exists(), "{name}");
         fs::remove_file(base.join(name)).unwrap();
     }
     // What the removals above have changed, and whiteouts' link counts, which mean nothing.
-    for dir in [base, to.path()] {
+    for dir in [base, &to] {
         fs::remove_file(dir.join("gone too")).unwrap();
         run(Command::new("touch").args(["-d", "@1"]).arg(dir));
     }
-    assert_eq!(listing(base), listing(to.path()));
-    let same = |name: &str| fs::metadata(to.path().join(name)).unwrap().ino();
+    assert_eq!(listing(base), listing(&to));
+    let same = |name: &str| fs::metadata(to.join(name)).unwrap().ino();
     assert_eq!(same("setuid"), same("third"));
     run(Command::new("cmp")
         .arg(base.join("sparse"))
-        .arg(to.path().join("sparse")));
-    let copy = to.path().join(deep.strip_prefix(base).unwrap());
+        .arg(to.join("sparse")));
+    let copy = to.join(deep.strip_prefix(base).unwrap());
     let copy = CString::new(copy.as_os_str().as_bytes()).unwrap();
     assert_eq!(xattr::get(&copy, b"trusted.overlay.opaque").unwrap(), b"y");
     assert!(xattr::get(&copy, b"trusted.overlay.origin").is_err());
     assert_eq!(xattr::get(&copy, b"trusted.binary").unwrap(), b"\0\n=\xff");
-    let link = CString::new(to.path().join("link").as_os_str().as_bytes()).unwrap();
+    let link = CString::new(to.join("link").as_os_str().as_bytes()).unwrap();
     assert_eq!(xattr::get(&link, b"trusted.on-a-link").unwrap(), b"1");
 }
 
