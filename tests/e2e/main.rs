@@ -16,6 +16,7 @@ mod errors;
 mod exec;
 mod fixture;
 mod lifecycle;
+mod reconnect;
 mod rootfs;
 mod run;
 mod shared_vm;
@@ -67,6 +68,7 @@ fn main() {
         let own = errors::TESTS
             .iter()
             .chain(lifecycle::TESTS)
+            .chain(reconnect::TESTS)
             .chain(control::TESTS)
             .chain(drives::OWN)
             .filter(|_| i == 0)
@@ -125,6 +127,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .map(|(name, _)| name)
         .chain(errors::TESTS.iter().map(|(name, _)| name))
         .chain(lifecycle::TESTS.iter().map(|(name, _)| name))
+        .chain(reconnect::TESTS.iter().map(|(name, _)| name))
         .chain(control::TESTS.iter().map(|(name, _)| name))
         .chain(drives::OWN.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER.iter().map(|(name, _)| name));

@@ -46,6 +46,7 @@ pub async fn create(shim: &Arc<Shim>, request: CreateTaskRequest) -> Result<u32,
     let (files, write_back) = ready.inspect_err(|_| stop::expect_shutdown(shim, &running))?;
     shim.timeline.task(&request.id, "rootfs_prepared");
 
+    let running = shim.reachable().await?;
     let before = link::now(running.machine.guest());
     let created = create_in(shim, &running, &request, &files).await;
     let (process, guest_pid) = match created {
@@ -128,7 +129,7 @@ pub fn extra_data(running: &Running, streams: &io::Prepared) -> ExtraData {
         StdinPort: stdin,
         StdoutPort: stdout,
         StderrPort: stderr,
-        HostListens: running.ports.host_listens,
+        HostListens: running.ports.host_listens(),
         ..ExtraData::default()
     }
 }

@@ -11,7 +11,7 @@ use super::create::lost;
 use super::drives::detach;
 use super::error::CallError;
 use super::process::{Exit, Process};
-use super::shim::{Phase, Running, Shim};
+use super::shim::{Running, Shim};
 use super::stop;
 use super::tasks::Task;
 
@@ -25,9 +25,13 @@ const EVENT_BOUND: Duration = Duration::from_secs(1);
 pub async fn delete(shim: &Arc<Shim>, request: DeleteRequest) -> Result<DeleteResponse, CallError> {
     let task = shim.tasks.get_settled(&request.id).await?;
     let process = task.process(&request.exec_id)?;
-    let running = match shim.phase() {
-        Phase::Running(running) => Some(running),
-        _ => None,
+    let running = match shim.reachable().await {
+        Ok(running) => Some(running),
+        Err(_) => {
+            // It may still be ending, with the container's files behind its drives.
+            shim.gone().await;
+            None
+        }
     };
     if let (Some(running), Some(write_back), true) =
         (&running, &task.write_back, request.exec_id.is_empty())

@@ -19,7 +19,7 @@ use super::shim::Shim;
 /// What went wrong; the exec's id is free again then.
 pub async fn exec(shim: &Arc<Shim>, request: ExecProcessRequest) -> Result<(), CallError> {
     ident::validate(&request.exec_id)?;
-    let running = shim.running()?;
+    let running = shim.reachable().await?;
     let task = shim.tasks.get(&request.id)?;
     let reservation = task.reserve_exec(&request.exec_id)?;
     let stdio = Stdio {

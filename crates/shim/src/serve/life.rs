@@ -11,7 +11,7 @@ use fc_vm::timeline::now_ns;
 use super::error::{CallError, StartError};
 use super::guest_events;
 use super::guest_image;
-use super::io::Ports;
+use super::io::{Listen, Ports};
 use super::shim::{Phase, Running, Shim};
 use super::stop;
 
@@ -63,9 +63,8 @@ async fn live(shim: Arc<Shim>, spec: Result<VmSpec, SpecError>, origin: Origin) 
         ..VMStart::default()
     };
     shim.events.publish(TOPIC_VM_START, "VMStart", &event);
-    let host_listens = machine.guest().has(feature::HOST_LISTENS);
     let running = Arc::new(Running {
-        ports: Ports::new(machine.vsock(), host_listens),
+        ports: ports(&machine),
         machine,
     });
     let _ = shim.came_up.set(now_ns());
@@ -76,6 +75,15 @@ async fn live(shim: Arc<Shim>, spec: Result<VmSpec, SpecError>, origin: Origin) 
     ));
     let end = running.machine.exited().await;
     stop::after_end(&shim, &running, &end).await;
+}
+
+/// Ports for processes' streams.
+fn ports(machine: &Machine) -> Ports {
+    let listen: Option<Listen> = machine.guest().has(feature::HOST_LISTENS).then(|| {
+        let ports = machine.ports().clone();
+        Box::new(move |port| ports.listen(port)) as Listen
+    });
+    Ports::new(machine.vsock(), listen)
 }
 
 async fn start(shim: &Shim, spec: Result<VmSpec, SpecError>) -> Result<Machine, StartError> {

@@ -24,12 +24,15 @@ mod vm_service;
 mod write_back;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fc_client::Tail;
 use fc_config::Config;
 use fc_proto::ttrpc::asynchronous::Server;
 use fc_proto::ttrpc::asynchronous::transport::Listener;
 use fc_rpc::incoming::{Connections, Incoming};
+use fc_vm::machine::{Span, WaitsFor};
+use fc_vm::timeline::now_ns;
 
 use crate::args::Args;
 use inherited::{Inherited, InheritedError};
@@ -57,6 +60,7 @@ pub enum ServeError {
 /// # Errors
 /// See [`ServeError`]; the launcher sees them only in the shim's log.
 pub fn run(args: &Args) -> Result<(), ServeError> {
+    let begin = (now_ns(), Instant::now());
     let inherited = Inherited::take(args)?;
     let loaded = Config::load();
     let debug = args.debug;
@@ -72,7 +76,7 @@ pub fn run(args: &Args) -> Result<(), ServeError> {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
-            .block_on(serve(inherited, loaded.config, log))
+            .block_on(serve(inherited, loaded.config, log, begin))
     });
     if let Err(error) = &result {
         tracing::error!("{}", fc_vm::machine::chain(error));
@@ -80,7 +84,12 @@ pub fn run(args: &Args) -> Result<(), ServeError> {
     result
 }
 
-async fn serve(inherited: Inherited, config: Config, log: Tail) -> Result<(), ServeError> {
+async fn serve(
+    inherited: Inherited,
+    config: Config,
+    log: Tail,
+    (start_unix_ns, start): (u64, Instant),
+) -> Result<(), ServeError> {
     let task_connections = Connections::default();
     let control_connections = Connections::default();
     let tasks = Incoming::new(inherited.task_socket, task_connections.clone())?;
@@ -105,6 +114,12 @@ async fn serve(inherited: Inherited, config: Config, log: Tail) -> Result<(), Se
     task_server.start().await?;
     control_server.start().await?;
     shim.timeline.vm("shim_serving");
+    shim.progress.record(Span {
+        name: "shim",
+        start_unix_ns,
+        duration: start.elapsed(),
+        waits_for: WaitsFor::Nobody,
+    });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "Serving");
 
     shim.ended().await;

@@ -49,7 +49,7 @@ impl TaskService {
     {
         let shim = Arc::clone(&self.shim);
         detached(async move {
-            let running = shim.running()?;
+            let running = shim.reachable().await?;
             let guest = running.machine.guest();
             let result = call(guest.tasks(), guest.context()).await;
             result.map_err(|error| lost(&shim, error))
@@ -89,7 +89,7 @@ impl TaskApi for TaskService {
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let shim = Arc::clone(&self.shim);
         detached(async move {
-            let running = shim.running()?;
+            let running = shim.reachable().await?;
             let process = shim.tasks.get(&request.id)?.process(&request.exec_id)?;
             let guest = running.machine.guest();
             let mut started = guest
@@ -250,7 +250,7 @@ impl TaskApi for TaskService {
 
 /// Freezes a container; with its annotation, what it wrote is in its snapshot then. It goes on if that fails.
 async fn pause(shim: &Shim, request: PauseRequest) -> Result<(), CallError> {
-    let running = shim.running()?;
+    let running = shim.reachable().await?;
     let task = shim.tasks.get(&request.id)?;
     let guest = running.machine.guest();
     let paused = guest.tasks().pause(guest.context(), &request).await;

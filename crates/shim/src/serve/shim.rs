@@ -191,6 +191,17 @@ impl Shim {
         self.start_cancelled.notified().await;
     }
 
+    /// The running VM, once its agent can be called: a connection that broke is being made again.
+    pub async fn reachable(&self) -> Result<Arc<Running>, CallError> {
+        let running = self.running()?;
+        if running.machine.guest().connected().await {
+            Ok(running)
+        } else {
+            // It is ending, or about to.
+            Err(self.running().err().unwrap_or(CallError::Stopping))
+        }
+    }
+
     /// Waits until somebody was told why the VM did not start.
     pub async fn failure_told(&self) {
         self.failure_told.notified().await;

@@ -116,6 +116,9 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
         ..VMStop::default()
     };
     shim.events.publish(TOPIC_VM_STOP, "VMStop", &event);
+    for error in running.machine.close().await {
+        tracing::error!("{}", chain(&error));
+    }
     clean(shim);
     shim.set_phase(Phase::Gone(running.machine.console()));
     if awaited {

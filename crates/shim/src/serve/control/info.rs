@@ -36,6 +36,7 @@ pub fn info(shim: &Shim, machine: &Machine) -> GetVMInfoResponse {
         VSockPath: text(&vsock),
         LogFifoPath: text(machine.log_fifo()),
         MetricsFifoPath: text(machine.metrics_fifo()),
+        CgroupPath: machine.cgroup_path().unwrap_or_default().to_owned(),
         ..GetVMInfoResponse::default()
     }
 }

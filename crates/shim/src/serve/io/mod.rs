@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 
 use output::Watched;
 use target::{Input, Output};
-pub use wire::Ports;
 use wire::Wire;
+pub use wire::{Listen, Ports};
 
 /// How long the output of an ended process may make no progress, because nobody reads it,
 /// before it is given up.

@@ -18,7 +18,10 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ports = Ports::new(dir.path().join("v"), true);
+        let vsock = dir.path().join("v");
+        let bind = vsock.clone();
+        let listen = move |port| fc_vsock::Listener::bind(&bind, port);
+        let ports = Ports::new(vsock, Some(Box::new(listen)));
         Self { dir, ports }
     }
 

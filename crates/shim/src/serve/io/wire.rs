@@ -1,5 +1,6 @@
 //! The guest's side of a stream: one vsock connection.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -13,22 +14,30 @@ use super::IoError;
 /// How long an old agent may take to listen.
 const DIAL_BOUND: Duration = Duration::from_secs(5);
 
+/// Listens on a port where the guest can connect to it.
+pub type Listen = Box<dyn Fn(u32) -> io::Result<fc_vsock::Listener> + Send + Sync>;
+
 /// Hands out vsock ports, three per process, never twice.
 pub struct Ports {
     next: AtomicU32,
     vsock: PathBuf,
-    /// Whether the agent connects to the host; otherwise the host dials.
-    pub host_listens: bool,
+    listen: Option<Listen>,
 }
 
 impl Ports {
-    /// Ports of the VM whose vsock socket is `vsock`.
-    pub fn new(vsock: PathBuf, host_listens: bool) -> Self {
+    /// Ports of the VM whose vsock socket is `vsock`. The agent connects to the host, which uses `listen`; `None`
+    /// for an agent to which the host connects.
+    pub fn new(vsock: PathBuf, listen: Option<Listen>) -> Self {
         Self {
             next: AtomicU32::new(STDIO_PORT_BASE),
             vsock,
-            host_listens,
+            listen,
         }
+    }
+
+    /// Whether the agent connects to the host; otherwise the host dials.
+    pub fn host_listens(&self) -> bool {
+        self.listen.is_some()
     }
 
     /// Three fresh ports.
@@ -39,12 +48,12 @@ impl Ports {
 
     /// The host's end of a port.
     pub fn wire(&self, port: u32) -> Result<Wire, IoError> {
-        if self.host_listens {
-            let listener = fc_vsock::Listener::bind(&self.vsock, port)
-                .map_err(|source| IoError::Listen { port, source })?;
-            Ok(Wire::Listen(listener, port))
-        } else {
-            Ok(Wire::Dial(self.vsock.clone(), port))
+        match &self.listen {
+            Some(listen) => {
+                let listener = listen(port).map_err(|source| IoError::Listen { port, source })?;
+                Ok(Wire::Listen(listener, port))
+            }
+            None => Ok(Wire::Dial(self.vsock.clone(), port)),
         }
     }
 }

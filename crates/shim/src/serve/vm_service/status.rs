@@ -59,6 +59,7 @@ fn add(status: &mut StatusResponse, running: &Running) {
     let machine = &running.machine;
     let agent = machine.guest().version().unwrap_or_default();
     agent.clone_into(&mut status.agent_version);
+    status.jailed = machine.is_jailed();
     status.slots = machine.drives().slots().into_iter().map(slot).collect();
 }
 
