@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
-use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statfs, statx};
 use sha2::{Digest, Sha256};
 
 /// Changes whenever the same layers would give another image, for reasons other than mkfs.erofs.
@@ -13,6 +13,9 @@ const FORMAT: u32 = 1;
 /// What the containerd erofs snapshotter puts beside a layer's (empty or mounted) directory.
 const EROFS_MARKER: &str = ".erofslayer";
 const EROFS_IMAGE: &str = "layer.erofs";
+
+/// Filesystems that are only ever images, by their magic numbers (`linux/magic.h`): erofs, squashfs, iso9660, cramfs.
+const IMAGE_FILESYSTEMS: [u64; 4] = [0xe0f5_e1e2, 0x7371_7368, 0x9660, 0x28cd_3d45];
 
 /// One layer of a rootfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,11 +67,15 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Identifies the merged content: equal keys mean equal images. A file name of hexadecimal digits.
+    /// Identifies the merged content: equal keys mean equal images. A file name of hexadecimal digits; `None`
+    /// when they cannot be told from others', or may change.
     ///
     /// A snapshot's number starts again when containerd's root is wiped, and
     /// its path with it; inode and birth time together do not repeat.
-    pub(crate) fn key(&self, builder: &str) -> Result<String, LayerError> {
+    pub(crate) fn key(&self, builder: &str) -> Result<Option<String>, LayerError> {
+        if !self.immutable {
+            return Ok(None);
+        }
         let mut hash = Sha256::new();
         let mut add = |text: &str| {
             hash.update(text.len().to_le_bytes());
@@ -84,11 +91,21 @@ impl Layers {
                 Layer::Directory(_) => "directory",
                 Layer::Erofs(_) => "erofs",
             });
-            add(&identity(layer.path())
-                .map_err(|error| LayerError::Unreadable(layer.path().into(), error))?);
+            let unreadable = |error| LayerError::Unreadable(layer.path().into(), error);
+            if is_image_mount(layer.path()).map_err(unreadable)? {
+                return Ok(None);
+            }
+            add(&identity(layer.path()).map_err(unreadable)?);
         }
-        Ok(HEXLOWER.encode(&hash.finalize()))
+        Ok(Some(HEXLOWER.encode(&hash.finalize())))
     }
+}
+
+/// Whether `path` is in a mounted image. Inodes and times there are what the image says, and the device's number
+/// is the next image's after it: they identify nothing.
+fn is_image_mount(path: &Path) -> io::Result<bool> {
+    let magic = statfs(path)?.f_type & 0xffff_ffff;
+    Ok(IMAGE_FILESYSTEMS.contains(&u64::try_from(magic).unwrap_or(0)))
 }
 
 /// Identifies a file or directory for as long as its filesystem lives.
@@ -149,23 +166,30 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
         fs::create_dir(&a).unwrap();
         fs::create_dir(&b).unwrap();
-        let key = layers(&[&a, &b]).key("x").unwrap();
-        assert_eq!(key, layers(&[&a, &b]).key("x").unwrap());
+        let key = layers(&[&a, &b]).key("x").unwrap().unwrap();
+        assert_eq!(key, layers(&[&a, &b]).key("x").unwrap().unwrap());
         assert_eq!(key.len(), 64);
-        assert_ne!(key, layers(&[&b, &a]).key("x").unwrap());
-        assert_ne!(key, layers(&[&a]).key("x").unwrap());
-        assert_ne!(key, layers(&[&a, &b]).key("y").unwrap());
+        assert_ne!(key, layers(&[&b, &a]).key("x").unwrap().unwrap());
+        assert_ne!(key, layers(&[&a]).key("x").unwrap().unwrap());
+        assert_ne!(key, layers(&[&a, &b]).key("y").unwrap().unwrap());
         let mut with_option = layers(&[&a, &b]);
         with_option.options.push("userxattr".into());
-        assert_ne!(key, with_option.key("x").unwrap());
+        assert_ne!(key, with_option.key("x").unwrap().unwrap());
+
+        let mut changing = layers(&[&a]);
+        changing.immutable = false;
+        assert_eq!(changing.key("x").unwrap(), None);
 
         // The name comes back, the directory does not.
         fs::rename(&a, dir.path().join("old")).unwrap();
         fs::create_dir(&a).unwrap();
-        assert_ne!(key, layers(&[&a, &b]).key("x").unwrap());
+        assert_ne!(key, layers(&[&a, &b]).key("x").unwrap().unwrap());
         assert_eq!(
             key,
-            layers(&[&dir.path().join("old"), &b]).key("x").unwrap()
+            layers(&[&dir.path().join("old"), &b])
+                .key("x")
+                .unwrap()
+                .unwrap()
         );
     }
 

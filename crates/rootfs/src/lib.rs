@@ -175,10 +175,9 @@ fn image_of(
 ) -> Result<Image, RootfsError> {
     let merger = Merger::new(&settings.mkfs_erofs, cache.mount_point())?;
     let build = |path: &Path| Ok(merger.merge(layers, path)?);
-    if layers.immutable {
-        cache.image(&layers.key(merger.identity())?, build)
-    } else {
-        Image::private(private, build)
+    match layers.key(merger.identity())? {
+        Some(key) => cache.image(&key, build),
+        None => Image::private(private, build),
     }
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(missing_docs)]
 
+mod erofs_layers;
 mod failures;
 mod listing;
 mod snapshots;
@@ -308,36 +309,6 @@ async fn a_view_needs_no_disk() {
     let (image, disk) = prepare(&host, &view, "c").await;
     assert!(disk.is_none());
     assert_same(&listing(&layers[0]), &list_image(&host, image.path()));
-}
-
-#[tokio::test]
-async fn erofs_layers_are_merged_on_the_host() {
-    if !possible() {
-        return;
-    }
-    let host = Host::new();
-    let base = base(&host);
-    let plain = host.layer("2", &base, CHANGES);
-    let expected = list_mount(&host, &host.active("3", &plain));
-    let layers: Vec<PathBuf> = ["2", "1"]
-        .map(|number| {
-            let snapshot = host.path(&format!("e{number}"));
-            fs::create_dir_all(snapshot.join("fs")).unwrap();
-            fs::write(snapshot.join(".erofslayer"), "").unwrap();
-            let made = Command::new("mkfs.erofs")
-                .args(["--quiet", "--chunksize=4096"])
-                .args([
-                    snapshot.join("layer.erofs"),
-                    host.path(&format!("{number}/fs")),
-                ])
-                .output()
-                .unwrap();
-            assert!(made.status.success());
-            snapshot.join("fs")
-        })
-        .into();
-    let (image, _disk) = prepare(&host, &host.active("4", &layers), "c").await;
-    assert_same(&expected[1..], &list_image(&host, image.path())[1..]);
 }
 
 #[tokio::test]
