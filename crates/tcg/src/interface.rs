@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::fault::{NetworkFault, TapFault};
 use crate::limit::Limit;
+use crate::mmds::{Mmds, Stack};
 use crate::model::{MacAddress, NetworkConfig, NetworkUpdate, RateLimiter};
 use crate::qemu::Link;
 use crate::relay::{Limits, Relay};
@@ -20,9 +22,11 @@ pub struct Interface {
     /// As configured.
     pub config: NetworkConfig,
     tap: File,
-    /// Present if a limiter was configured before the start, if only one that does not limit: frames then go
-    /// through a [`Relay`], and limits can be changed.
+    /// Present if a limiter was configured before the start, if only one that does not limit, or the metadata service:
+    /// frames then go through a [`Relay`], and limits can be changed.
     limits: Option<Limits>,
+    /// The service that answers on it, and at which address.
+    metadata: Option<(Ipv4Addr, Mmds)>,
     /// What had gone over the tap device before it was ours.
     before: Traffic,
 }
@@ -34,12 +38,7 @@ impl Interface {
     /// It cannot be opened.
     pub fn new(mut config: NetworkConfig) -> Result<Self, TapFault> {
         let limited = config.rx_rate_limiter.is_some() || config.tx_rate_limiter.is_some();
-        let limit =
-            |limiter: Option<RateLimiter>| Arc::new(Limit::new(limiter.unwrap_or_default()));
-        let limits = limited.then(|| Limits {
-            rx: limit(config.rx_rate_limiter),
-            tx: limit(config.tx_rate_limiter),
-        });
+        let limits = limited.then(|| limits(&config));
         config.rx_rate_limiter = config.rx_rate_limiter.and_then(RateLimiter::effective);
         config.tx_rate_limiter = config.tx_rate_limiter.and_then(RateLimiter::effective);
         let tap = tap::open(&config.host_dev_name, !limited)?;
@@ -49,8 +48,30 @@ impl Interface {
             config,
             tap,
             limits,
+            metadata: None,
             before: before.ok().flatten().unwrap_or_default(),
         })
+    }
+
+    /// Lets guests ask `mmds` at `address` on this interface, or no longer.
+    ///
+    /// # Errors
+    /// The tap device cannot be opened once more, without offloads.
+    pub fn serve_metadata(&mut self, service: Option<(Ipv4Addr, Mmds)>) -> Result<(), TapFault> {
+        if service.is_some() && self.limits.is_none() {
+            // It can be opened only when it is not open.
+            self.tap = File::open("/dev/null").map_err(TapFault::OpenTun)?;
+            self.tap = tap::open(&self.config.host_dev_name, false)?;
+            self.limits = Some(limits(&self.config));
+        }
+        self.metadata = service;
+        Ok(())
+    }
+
+    /// Where guests can ask for metadata.
+    #[must_use]
+    pub fn metadata_address(&self) -> Option<Ipv4Addr> {
+        self.metadata.as_ref().map(|(address, _)| *address)
     }
 
     /// What QEMU is connected to, and what must live as long as QEMU for it.
@@ -61,7 +82,9 @@ impl Interface {
         match &self.limits {
             None => Ok((Link::Tap(self.tap.try_clone()?.into()), None)),
             Some(limits) => {
-                let (relay, of_qemu) = Relay::start(&self.tap, limits)?;
+                let service = self.metadata.clone();
+                let service = service.map(|(address, mmds)| Stack::new(address, mmds));
+                let (relay, of_qemu) = Relay::start(&self.tap, limits, service)?;
                 Ok((Link::Socket(of_qemu), Some(relay)))
             }
         }
@@ -128,6 +151,15 @@ impl Interface {
     }
 }
 
+/// Full buckets, as configured.
+fn limits(config: &NetworkConfig) -> Limits {
+    let limit = |limiter: Option<RateLimiter>| Arc::new(Limit::new(limiter.unwrap_or_default()));
+    Limits {
+        rx: limit(config.rx_rate_limiter),
+        tx: limit(config.tx_rate_limiter),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +173,7 @@ mod tests {
                 rx: limit(),
                 tx: limit(),
             }),
+            metadata: None,
             before: Traffic::default(),
         }
     }

@@ -9,7 +9,7 @@
 //! - [`controller`]: what is allowed when; [`resources`], [`drive`], [`interface`], [`tap`], [`vsock`]: the configuration
 //!   before the start.
 //! - [`machine`], [`console`]: the running guest; [`qemu`]: the process behind it.
-//! - [`mmds`]: the metadata's data store.
+//! - [`mmds`]: the metadata service.
 //! - [`limit`], [`relay`], [`entropy`]: rate limiters of network interfaces and of the entropy device. [`readiness`]: descriptors in the event loop.
 //! - [`boot_args`], [`tsc`], [`kernel_image`], [`initrd`]: what QEMU needs that Firecracker does not.
 //!

@@ -3,6 +3,8 @@
 //! QEMU cannot limit a network interface. An interface with a rate limiter is therefore connected to QEMU by a pair of
 //! sockets, and its frames are copied here, as fast as the limiters allow. Frames that must wait do so where they
 //! are: in the guest's queue, or in the tap device's, which drops what it has no room for; Firecracker's do, too.
+//!
+//! An interface on which guests ask for metadata is connected the same way.
 
 use std::fs::File;
 use std::io;
@@ -16,6 +18,7 @@ use tokio::net::UnixDatagram;
 use tokio::task::JoinHandle;
 
 use crate::limit::Limit;
+use crate::mmds::Stack;
 use crate::readiness;
 
 /// Longest frame: a tap device without offloads carries no longer ones.
@@ -35,11 +38,15 @@ pub struct Limits {
 pub struct Relay([JoinHandle<()>; 2]);
 
 impl Relay {
-    /// Starts copying, and returns QEMU's end of the sockets.
+    /// Starts copying, but for frames that `metadata` answers, and returns QEMU's end of the sockets.
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn start(tap: &File, limits: &Limits) -> io::Result<(Self, OwnedFd)> {
+    pub fn start(
+        tap: &File,
+        limits: &Limits,
+        metadata: Option<Stack>,
+    ) -> io::Result<(Self, OwnedFd)> {
         let (ours, of_qemu) = StdDatagram::pair()?;
         ours.set_nonblocking(true)?;
         let socket = Arc::new(UnixDatagram::from_std(ours)?);
@@ -50,7 +57,7 @@ impl Relay {
             Arc::clone(&socket),
             Arc::clone(&limits.rx),
         );
-        let tx = from_guest(tap, socket, Arc::clone(&limits.tx));
+        let tx = from_guest(tap, socket, Arc::clone(&limits.tx), metadata);
         let relay = Self([tokio::spawn(rx), tokio::spawn(tx)]);
         Ok((relay, of_qemu.into()))
     }
@@ -82,20 +89,43 @@ async fn to_guest(tap: Arc<AsyncFd<OwnedFd>>, socket: Arc<UnixDatagram>, limit: 
     }
 }
 
-async fn from_guest(tap: Arc<AsyncFd<OwnedFd>>, socket: Arc<UnixDatagram>, limit: Arc<Limit>) {
+async fn from_guest(
+    tap: Arc<AsyncFd<OwnedFd>>,
+    socket: Arc<UnixDatagram>,
+    limit: Arc<Limit>,
+    mut metadata: Option<Stack>,
+) {
     let mut frame = vec![0; MAX_FRAME];
     loop {
         limit.ready().await;
-        let length = match socket.recv(&mut frame).await {
-            Ok(length) => length,
-            Err(error) => return ended("sends", &error),
+        let again = metadata.as_mut().and_then(Stack::delay);
+        let received = tokio::select! {
+            received = socket.recv(&mut frame) => Some(received),
+            // TCP repeats what gets lost after a time.
+            () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => None,
         };
+        let length = match received {
+            Some(Ok(length)) => length,
+            Some(Err(error)) => return ended("sends", &error),
+            None => 0,
+        };
+        if let Some(metadata) = &mut metadata
+            && (received.is_none() || metadata.wants(&frame[..length]))
+        {
+            // No limit is for these.
+            if length > 0 {
+                metadata.receive(&frame[..length]);
+            }
+            for answer in metadata.run() {
+                if let Err(error) = socket.send(&answer).await {
+                    return ended("receives", &error);
+                }
+            }
+            continue;
+        }
         limit.take(length);
-        let written = tap
-            .async_io(Interest::WRITABLE, |tap| {
-                Ok(rustix::io::write(tap, &frame[..length])?)
-            })
-            .await;
+        // Not once it is writable: a device that is down is not, and its guest must not wait for it.
+        let written = rustix::io::write(tap.get_ref(), &frame[..length]);
         // A device that is down, or a frame too short: this frame is lost, as on a real wire.
         if let Err(error) = written {
             log::debug!("A frame of the guest's is lost: {error}");

@@ -215,14 +215,14 @@ async fn serve(cli: &Cli, start: tsc::Mark) -> Result<(), RunError> {
 /// The data store with its first content.
 fn metadata(cli: &Cli) -> Result<Mmds, RunError> {
     let limit = cli.mmds_size_limit;
-    let mut mmds = Mmds::new(limit.unwrap_or(cli.http_api_max_payload_size));
+    let mmds = Mmds::new(limit.unwrap_or(cli.http_api_max_payload_size));
     if let Some(path) = &cli.metadata {
         let text = std::fs::read_to_string(path).map_err(|error| RunError::ReadMetadata {
             path: path.clone(),
             error,
         })?;
         let value = serde_json::from_str(&text).map_err(RunError::ParseMetadata)?;
-        mmds.put(value).map_err(RunError::Metadata)?;
+        mmds.lock().store.put(value).map_err(RunError::Metadata)?;
         log::info!("Successfully added metadata to mmds from file");
     }
     Ok(mmds)

@@ -14,8 +14,8 @@ use crate::fault::{DriveFault, Fault, StartFault, UpdateFault};
 use crate::logger;
 use crate::machine::Machine;
 use crate::metrics;
-use crate::mmds::{self, Mmds};
-use crate::model::{EntropyConfig, InstanceInfo, RateLimiter, VmConfig, VmState};
+use crate::mmds::{Mmds, MmdsFault};
+use crate::model::{EntropyConfig, InstanceInfo, MmdsConfig, RateLimiter, VmConfig, VmState};
 use crate::qemu::{End, MAX_DEVICES};
 use crate::resources::Resources;
 use crate::tsc;
@@ -124,12 +124,18 @@ impl Controller {
             Action::GetVersion => Ok(Reply::Json(
                 serde_json::json!({ "firecracker_version": FIRECRACKER_VERSION }),
             )),
-            Action::GetVmConfig => Ok(json(&self.resources.config())),
+            Action::GetVmConfig => Ok(json(&self.config())),
             Action::GetMachineConfig => Ok(json(self.resources.machine())),
             Action::GetBalloon => self.balloon(),
-            Action::GetMmds => Ok(Reply::Json(self.mmds.value())),
-            Action::PutMmds(value) => Ok(self.mmds.put(value).map(|()| Reply::Empty)?),
-            Action::PatchMmds(patch) => Ok(self.mmds.patch(&patch).map(|()| Reply::Empty)?),
+            Action::GetMmds => Ok(Reply::Json(self.mmds()?.lock().store.value())),
+            Action::PutMmds(value) => {
+                self.mmds()?.lock().store.put(value)?;
+                Ok(Reply::Empty)
+            }
+            Action::PatchMmds(patch) => {
+                self.mmds()?.lock().store.patch(&patch)?;
+                Ok(Reply::Empty)
+            }
             Action::NotOffered(what) => Err(not_offered(&what)),
             before_start if before_start.only_before_start() => {
                 if self.machine.is_some() {
@@ -160,6 +166,29 @@ impl Controller {
         }
     }
 
+    /// The metadata service. A running guest that cannot ask it has none.
+    fn mmds(&self) -> Result<&Mmds, MmdsFault> {
+        if self.machine.is_some() && self.resources.metadata_interfaces().0.is_empty() {
+            return Err(MmdsFault::NotInitialized);
+        }
+        Ok(&self.mmds)
+    }
+
+    fn config(&self) -> VmConfig {
+        let mut config = self.resources.config();
+        let (network_interfaces, ipv4_address) = self.resources.metadata_interfaces();
+        if !network_interfaces.is_empty() {
+            let state = self.mmds.lock();
+            config.mmds_config = Some(MmdsConfig {
+                version: state.version,
+                network_interfaces,
+                ipv4_address,
+                imds_compat: state.imds_compat,
+            });
+        }
+        config
+    }
+
     async fn configure(&mut self, action: Action) -> Result<Reply, Fault> {
         match action {
             Action::PutBootSource(config) => self.resources.set_boot_source(config)?,
@@ -177,13 +206,7 @@ impl Controller {
             Action::PutMetrics(config) => {
                 metrics::configure(&config).map_err(|error| Fault::Metrics(error.to_string()))?;
             }
-            Action::PutMmdsConfig(config) => {
-                let interfaces = self.resources.interfaces().iter();
-                mmds::check(&config, interfaces.map(|it| it.config.iface_id.as_str()))?;
-                return Err(not_offered(
-                    "A metadata service that guests can reach (only its data store, PUT, PATCH and GET /mmds)",
-                ));
-            }
+            Action::PutMmdsConfig(config) => self.resources.set_metadata(&config, &self.mmds)?,
             Action::InstanceStart => self.start().await?,
             other => return Err(not_offered(&format!("{other:?}"))),
         }

@@ -1,14 +1,13 @@
-//! The data store of the microVM metadata service (MMDS), the host's side: what `/mmds` holds.
-//!
-//! There is no guest's side: no interface answers for it, which is why `PUT /mmds/config` is refused.
+//! The data, and what Firecracker checks of a configuration.
 
 use serde_json::{Map, Value};
 
+use crate::fault::TapFault;
 use crate::model::MmdsConfig;
 
 /// A store of JSON.
 #[derive(Debug)]
-pub struct Mmds {
+pub struct Store {
     value: Value,
     /// Whether it was ever put.
     initialized: bool,
@@ -25,8 +24,8 @@ pub enum MmdsFault {
     NotInitialized,
 }
 
-/// A configuration that Firecracker refuses.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+/// A configuration that is refused.
+#[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum MmdsConfigFault {
     #[error("The list of network interface IDs that allow forwarding MMDS requests is empty.")]
@@ -38,9 +37,21 @@ pub enum MmdsConfigFault {
          network interface."
     )]
     UnknownInterface,
+    #[error("{0}")]
+    Tap(#[from] TapFault),
 }
 
-impl Mmds {
+/// A path that a guest asks for leads to nothing that can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum LookupError {
+    #[error("The MMDS resource does not exist.")]
+    NotFound,
+    #[error("Cannot retrieve value. The value has an unsupported type.")]
+    UnsupportedType,
+}
+
+impl Store {
     /// An empty store for `limit` bytes of JSON.
     #[must_use]
     pub fn new(limit: usize) -> Self {
@@ -57,6 +68,28 @@ impl Mmds {
         match &self.value {
             Value::Null => Value::Object(Map::new()),
             value => value.clone(),
+        }
+    }
+
+    /// What is at `path`, whose parts are keys and indices: as JSON, or as EC2's service tells it, the keys of an object
+    /// in lines and text as it is.
+    ///
+    /// # Errors
+    /// There is nothing, or nothing that EC2's service could tell.
+    pub fn lookup(&self, path: &str, json: bool) -> Result<String, LookupError> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let value = self.value.pointer(path).ok_or(LookupError::NotFound)?;
+        match value {
+            _ if json => Ok(value.to_string()),
+            Value::String(text) => Ok(text.clone()),
+            Value::Object(fields) => {
+                let lines = fields.iter().map(|(key, value)| match value {
+                    Value::Object(_) => format!("{key}/"),
+                    _ => key.clone(),
+                });
+                Ok(lines.collect::<Vec<_>>().join("\n"))
+            }
+            _ => Err(LookupError::UnsupportedType),
         }
     }
 
@@ -138,22 +171,24 @@ mod tests {
 
     #[test]
     fn put_and_patch() {
-        let mut mmds = Mmds::new(100);
-        assert_eq!(mmds.value(), json!({}));
-        assert_eq!(mmds.patch(&json!({})), Err(MmdsFault::NotInitialized));
-        mmds.put(json!({ "a": { "b": 1, "c": [1, 2] }, "d": "e" }))
+        let mut store = Store::new(100);
+        assert_eq!(store.value(), json!({}));
+        assert_eq!(store.patch(&json!({})), Err(MmdsFault::NotInitialized));
+        store
+            .put(json!({ "a": { "b": 1, "c": [1, 2] }, "d": "e" }))
             .unwrap();
-        mmds.patch(&json!({ "a": { "b": null, "c": [3], "n": { "x": null } }, "d": { "f": 2 } }))
+        store
+            .patch(&json!({ "a": { "b": null, "c": [3], "n": { "x": null } }, "d": { "f": 2 } }))
             .unwrap();
         let expected = json!({ "a": { "c": [3], "n": {} }, "d": { "f": 2 } });
-        assert_eq!(mmds.value(), expected);
+        assert_eq!(store.value(), expected);
 
         let long = "a".repeat(99);
-        assert_eq!(mmds.put(json!(long)), Err(MmdsFault::LimitExceeded));
+        assert_eq!(store.put(json!(long)), Err(MmdsFault::LimitExceeded));
         let patch = json!({ "g": long });
-        assert_eq!(mmds.patch(&patch), Err(MmdsFault::LimitExceeded));
-        assert_eq!(mmds.value(), expected);
-        mmds.put(json!("a".repeat(98))).unwrap();
+        assert_eq!(store.patch(&patch), Err(MmdsFault::LimitExceeded));
+        assert_eq!(store.value(), expected);
+        store.put(json!("a".repeat(98))).unwrap();
     }
 
     #[test]
@@ -162,17 +197,20 @@ mod tests {
             let config: MmdsConfig = serde_json::from_value(json).unwrap();
             check(&config, ["eth0", "eth1"].into_iter())
         };
-        assert_eq!(
-            check(json!({ "version": "V2", "network_interfaces": ["eth1"] })),
-            Ok(())
-        );
+        check(json!({ "version": "V2", "network_interfaces": ["eth1"] })).unwrap();
         for address in ["169.254.0.1", "169.254.255.1", "10.0.0.1"] {
             let config = json!({ "network_interfaces": ["eth0"], "ipv4_address": address });
-            assert_eq!(check(config), Err(MmdsConfigFault::InvalidAddress));
+            assert!(matches!(
+                check(config),
+                Err(MmdsConfigFault::InvalidAddress)
+            ));
         }
         let config = json!({ "network_interfaces": [], "ipv4_address": "169.254.169.254" });
-        assert_eq!(check(config), Err(MmdsConfigFault::NoInterfaces));
+        assert!(matches!(check(config), Err(MmdsConfigFault::NoInterfaces)));
         let config = json!({ "network_interfaces": ["eth0", "eth2"] });
-        assert_eq!(check(config), Err(MmdsConfigFault::UnknownInterface));
+        assert!(matches!(
+            check(config),
+            Err(MmdsConfigFault::UnknownInterface)
+        ));
     }
 }

@@ -24,7 +24,7 @@ pub struct VmConfig {
     pub machine_config: Option<MachineConfig>,
     /// Only in files; never in an answer.
     pub metrics: Option<MetricsConfig>,
-    /// Checked, but not offered.
+    /// The metadata service.
     pub mmds_config: Option<MmdsConfig>,
     /// In the order in which the guest sees them.
     #[serde(default)]

@@ -1,6 +1,7 @@
 //! What is configured before the guest starts: each part is checked, and its files opened, when it is set.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 
 use crate::boot_args::{self, Root};
 use crate::drive::{Drive, DriveFile};
@@ -9,10 +10,11 @@ use crate::fault::{
 };
 use crate::interface::Interface;
 use crate::kernel_image;
+use crate::mmds::{self, Mmds, MmdsConfigFault};
 use crate::model::{
     BalloonConfig, BootSourceConfig, DriveConfig, EntropyConfig, MachineConfig, MachineConfigError,
-    MachineConfigUpdate, NetworkConfig, NetworkUpdate, RateLimiter, SerialConfig, VmConfig,
-    VsockConfig,
+    MachineConfigUpdate, MmdsConfig, NetworkConfig, NetworkUpdate, RateLimiter, SerialConfig,
+    VmConfig, VsockConfig,
 };
 use crate::vsock::Vsock;
 
@@ -216,6 +218,39 @@ impl Resources {
     #[must_use]
     pub fn interfaces(&self) -> &[Interface] {
         &self.interfaces
+    }
+
+    /// Says on which interfaces guests can ask for metadata, and on no others.
+    ///
+    /// # Errors
+    /// The configuration is not valid, or a tap device cannot be opened once more.
+    pub fn set_metadata(
+        &mut self,
+        config: &MmdsConfig,
+        service: &Mmds,
+    ) -> Result<(), MmdsConfigFault> {
+        let ids = self.interfaces.iter().map(|it| it.config.iface_id.as_str());
+        mmds::check(config, ids)?;
+        let address = config.ipv4_address.unwrap_or(mmds::DEFAULT_ADDRESS);
+        for interface in &mut self.interfaces {
+            let asked = config
+                .network_interfaces
+                .contains(&interface.config.iface_id);
+            interface.serve_metadata(asked.then(|| (address, service.clone())))?;
+        }
+        let mut state = service.lock();
+        state.version = config.version;
+        state.imds_compat = config.imds_compat;
+        Ok(())
+    }
+
+    /// Ids of the interfaces on which guests can ask for metadata, and where.
+    #[must_use]
+    pub fn metadata_interfaces(&self) -> (Vec<String>, Option<Ipv4Addr>) {
+        let serving = self.interfaces.iter();
+        let serving = serving.filter_map(|it| Some((&it.config.iface_id, it.metadata_address()?)));
+        let (ids, addresses): (Vec<_>, Vec<_>) = serving.map(|(id, at)| (id.clone(), at)).unzip();
+        (ids, addresses.first().copied())
     }
 
     /// The source of random numbers.
