@@ -131,3 +131,49 @@ async fn a_drive_is_mounted_when_its_file_has_come_and_really_unmounted() {
     drives.unmount_drive(context(), &unmount).await.unwrap();
     agent.shut_down().await;
 }
+
+#[tokio::test]
+async fn a_drive_that_somebody_uses_is_not_let_go_of() {
+    if skipped() || tools_missing() {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    let name = format!("busy{}", std::process::id());
+    let id = fc_stub_drive::create(files.path(), &name).unwrap();
+    let stub = Loop::attach(files.path().join(&name));
+    let agent = Agent::start().await;
+    let drives = DriveMounterClient::new(agent.client.clone());
+    let rootfs = agent.bundle("c1").join("rootfs");
+    let image = files.path().join("image");
+    fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-d"])
+        .arg(&rootfs)
+        .arg(&image));
+    stub.replace(&image);
+    // The helper below makes it again, on this side of the agent's mount.
+    fs::remove_dir_all(rootfs.parent().unwrap()).unwrap();
+    let mut mount = MountDriveRequest::new();
+    mount.DriveID.clone_from(&id);
+    mount.DestinationPath = rootfs.display().to_string();
+    mount.FilesytemType = "ext4".to_owned();
+    drives.mount_drive(context(), &mount).await.unwrap();
+    let streams = agent.create("c1", "exec sleep 1000", false).await;
+    agent.start_task("c1", "").await;
+
+    let mut unmount = UnmountDriveRequest::new();
+    unmount.DriveID = id;
+    let busy = drives.unmount_drive(context(), &unmount).await;
+    assert_eq!(code(&busy), Code::FAILED_PRECONDITION);
+    let text = busy.unwrap_err().to_string();
+    assert!(text.contains("still in use by process"), "{text}");
+    assert!(text.contains("/c1"), "names the container: {text}");
+
+    // Once the container is gone, asking again succeeds.
+    agent.kill("c1", "", 9, true).await.unwrap();
+    agent.wait("c1", "").await;
+    agent.delete("c1", "").await.unwrap();
+    drives.unmount_drive(context(), &unmount).await.unwrap();
+    drop(streams);
+    agent.shut_down().await;
+}
