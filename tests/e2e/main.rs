@@ -72,7 +72,8 @@ fn main() {
             .chain(control::TESTS)
             .chain(drives::OWN)
             .filter(|_| i == 0)
-            .chain(rootfs::NEWER.iter().filter(|_| flavor.prefix.is_some()));
+            .chain(rootfs::NEWER.iter().filter(|_| flavor.prefix.is_some()))
+            .chain(rootfs::NEWER_2_1.iter().filter(|_| has_erofs(flavor)));
         for (name, test) in own {
             let (setup, flavor, test) = (Arc::clone(&setup), flavor.clone(), *test);
             trials.push(trial(name, &flavor.name.clone(), move || {
@@ -83,6 +84,11 @@ fn main() {
     if flavors.iter().all(|flavor| flavor.prefix.is_none()) {
         for (name, _) in rootfs::NEWER {
             trials.push(skipped(name, "no newer containerd"));
+        }
+    }
+    if !flavors.iter().any(has_erofs) {
+        for (name, _) in rootfs::NEWER_2_1 {
+            trials.push(skipped(name, "no containerd 2.1 or newer"));
         }
     }
     let conclusion = libtest_mimic::run(&args, trials);
@@ -97,6 +103,17 @@ fn main() {
         ..conclusion
     }
     .exit();
+}
+
+/// Whether the containerd has the erofs snapshotter: from 2.1 on.
+fn has_erofs(flavor: &Flavor) -> bool {
+    let version = flavor.name.split_whitespace().nth(1).unwrap_or_default();
+    let mut numbers = version.split('.').map(str::parse);
+    let (major, minor): (Option<u32>, Option<u32>) = (
+        numbers.next().and_then(Result::ok),
+        numbers.next().and_then(Result::ok),
+    );
+    (major, minor) >= (Some(2), Some(1))
 }
 
 fn trial(name: &str, kind: &str, test: impl FnOnce() + Send + 'static) -> Trial {
@@ -130,6 +147,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(reconnect::TESTS.iter().map(|(name, _)| name))
         .chain(control::TESTS.iter().map(|(name, _)| name))
         .chain(drives::OWN.iter().map(|(name, _)| name))
+        .chain(rootfs::NEWER_2_1.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER.iter().map(|(name, _)| name));
     let trials = names.map(|name| skipped(name, missing)).collect();
     libtest_mimic::run(args, trials).exit();
