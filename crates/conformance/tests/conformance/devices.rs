@@ -23,22 +23,12 @@ pub const BEFORE_START: &[(&str, Kind, OnBinary)] = &[
         Kind::Network,
         network_before_start,
     ),
-    (
-        "devices::metadata_before_start",
-        Kind::Network,
-        metadata_before_start,
-    ),
 ];
 
 /// Cases on the running guest, with the device they need.
 pub const RUNNING: &[(&str, Kind, OnGuest)] = &[
     ("devices::balloon_running", Kind::Balloon, balloon_running),
     ("devices::network_running", Kind::Network, network_running),
-    (
-        "devices::metadata_reaches_the_guest",
-        Kind::Network,
-        metadata_running,
-    ),
     (
         "devices::drive_limit_holds_and_can_be_lifted",
         Kind::DriveLimit,
@@ -114,13 +104,14 @@ impl Offers {
 
 /// A network interface of the host for the VMM's end; goes when dropped.
 pub struct Tap {
-    name: String,
+    /// Its name.
+    pub name: String,
 }
 
 impl Tap {
     /// Makes one, or says why this machine has none. Its name has room for three letters of `purpose`
     /// beside our process id: another run may go on.
-    fn new(purpose: &str) -> Result<Self, String> {
+    pub fn new(purpose: &str) -> Result<Self, String> {
         let name = format!("fcc-{purpose}-{}", std::process::id());
         ip(&["tuntap", "add", &name, "mode", "tap"])?;
         Ok(Self { name })
@@ -149,12 +140,13 @@ fn balloon(amount_mib: u32) -> Value {
     json!({ "amount_mib": amount_mib, "deflate_on_oom": true, "stats_polling_interval_s": 1 })
 }
 
-fn interface(id: &str, tap: &str, mac: &str) -> Value {
+/// A network interface's configuration.
+pub fn interface(id: &str, tap: &str, mac: &str) -> Value {
     json!({ "iface_id": id, "host_dev_name": tap, "guest_mac": mac })
 }
 
 /// MAC address of the shared guest's interface.
-const MAC: &str = "06:00:ac:10:00:02";
+pub const MAC: &str = "06:00:ac:10:00:02";
 
 /// Gives the shared guest what the VMM offers.
 pub fn configure(vmm: &Vmm, offers: &Offers) -> Option<Tap> {
@@ -254,78 +246,8 @@ fn network_before_start(binary: &Path) {
     );
 }
 
-fn metadata_before_start(binary: &Path) {
-    let directory = tempfile::tempdir().unwrap();
-    let vmm = Vmm::start(binary, directory.path(), &[]);
-    let tap = Tap::new("cfg").unwrap_or_else(|why| panic!("{why}"));
-    vmm.accept(
-        "PUT",
-        "/network-interfaces/eth0",
-        &interface("eth0", &tap.name, MAC),
-    );
-    assert_eq!(vmm.get("/vm/config")["mmds-config"], Value::Null);
-    let config = json!({ "network_interfaces": ["eth0"], "ipv4_address": "169.254.170.2" });
-    let answer = vmm.request("PUT", "/mmds/config", &config);
-    // Version 1, the default, is deprecated.
-    assert_eq!(
-        (answer.status, answer.header("deprecation")),
-        (204, Some("true"))
-    );
-    let config = json!({ "version": "V2", "network_interfaces": ["eth0"], "imds_compat": true });
-    vmm.accept("PUT", "/mmds/config", &config);
-    assert_eq!(
-        vmm.get("/vm/config")["mmds-config"],
-        json!({
-            "version": "V2", "network_interfaces": ["eth0"], "ipv4_address": "169.254.169.254", "imds_compat": true,
-        })
-    );
-    let config = json!({ "version": "V2", "network_interfaces": ["eth0", "eth1"] });
-    let fault = vmm.refuse("PUT", "/mmds/config", &config);
-    assert!(fault.contains("at least one ID"), "{fault}");
-}
-
-/// What the host puts and patches, the guest gets over its interface, with a token, and nobody else does.
-fn metadata_running(guest: &mut Guest) {
-    load(guest, &["failover", "net_failover", "virtio_net"]);
-    guest.shell(
-        "ip addr add 172.16.0.2/30 dev eth0; ip link set eth0 up; ip route add 169.254.169.254 dev eth0; echo",
-    );
-    let large = "x".repeat(40_000);
-    guest.vmm.accept(
-        "PUT",
-        "/mmds",
-        &json!({ "a": { "b": "c" }, "large": large }),
-    );
-    // The body's last line, by hand: a static busybox's wget wants libraries to resolve even an address.
-    let ask = |request: &str| {
-        let lines = request.replace("; ", "\\r\\n");
-        format!("printf '{lines}\\r\\n\\r\\n' | nc -w 20 169.254.169.254 80 | tail -n 1")
-    };
-    let fault = guest.shell(&ask("GET /a/b HTTP/1.1"));
-    assert!(fault.starts_with("No MMDS token provided."), "{fault}");
-    let fault = guest.shell(&ask("GET /a/b HTTP/1.1; X-metadata-token: no"));
-    assert_eq!(fault, "MMDS token not valid.");
-    let open = "PUT /latest/api/token HTTP/1.1; X-metadata-token-ttl-seconds: 300";
-    let token = guest.shell(&ask(open));
-    assert!(token.len() >= 32 && !token.contains(' '), "{token}");
-    let get = |path: &str| ask(&format!("GET {path} HTTP/1.1; X-metadata-token: {token}"));
-    assert_eq!(guest.shell(&get("/a/b")), "c");
-    assert_eq!(guest.shell(&get("/no")), "Resource not found: /no.");
-    guest
-        .vmm
-        .accept("PATCH", "/mmds", &json!({ "a": { "b": null, "new": {} } }));
-    assert_eq!(guest.shell(&get("/a")), "new/");
-    let json = ask(&format!(
-        "GET /a HTTP/1.1; Accept: application/json; X-metadata-token: {token}"
-    ));
-    assert_eq!(guest.shell(&json), r#"{"new":{}}"#);
-    let large = guest.shell(&format!("{} | wc -c", get("/large")));
-    assert_eq!(large, "40000");
-    assert_eq!(guest.vmm.get("/mmds")["a"], json!({ "new": {} }));
-}
-
 /// Loads a driver from the root image, after those it needs; without such an image the kernel has them built in.
-fn load(guest: &mut Guest, modules: &[&str]) {
+pub fn load(guest: &mut Guest, modules: &[&str]) {
     if !guest.has_modules {
         return;
     }

