@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fc_proto::control::CreateVMRequest;
 
@@ -34,6 +34,8 @@ pub const LOCK_FD_ENV: &str = "FIRECRACKER_LOCK_FD";
 
 /// How long a shim that is ending may take until its VM id is free again.
 const ENDING_SHIM_BOUND: Duration = Duration::from_secs(10);
+/// Time between two looks at a lock that nobody should hold.
+const COPY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What is needed to start a shim.
 #[derive(Debug)]
@@ -216,6 +218,7 @@ fn start(
 
 /// Takes both locks of a VM without a shim, cleaned of leftovers, or finds its shim, which answers.
 fn lock_or_find(dir: &VmDir, task_socket: &Path) -> Result<Found, LaunchError> {
+    let begin = Instant::now();
     loop {
         let start = StartLock::take(dir)?;
         if let Some(lock) = start.try_shim_lock()? {
@@ -235,7 +238,12 @@ fn lock_or_find(dir: &VmDir, task_socket: &Path) -> Result<Found, LaunchError> {
             Some(shim) if answers => return Ok(Found::Shim(shim)),
             // It holds the lock and has no socket any more: it is ending.
             Some(shim) => shim.wait(ENDING_SHIM_BOUND).unwrap_or(false),
-            None => pid.is_some(),
+            // No shim, but a copy of the lock in somebody's process that does not run its program yet;
+            // nothing tells when it does, and that takes microseconds.
+            None => {
+                std::thread::sleep(COPY_INTERVAL);
+                begin.elapsed() < ENDING_SHIM_BOUND
+            }
         };
         if !gone {
             return Err(LaunchError::Stuck {

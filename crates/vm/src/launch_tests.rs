@@ -2,12 +2,13 @@ use super::*;
 use crate::list::{CleanUp, clean_up};
 use std::io::Read;
 
-/// A stand-in for a shim: it reports its stdin, environment and descriptors, then waits for a byte.
+/// A stand-in for a shim: it reports its stdin, environment and descriptors, and does nothing more. Until then its children
+/// have its lock too.
 const STAND_IN: &str = r#"#!/bin/sh
 { echo "args $*"; echo "vm $FIRECRACKER_VM_ID $FCCONTROL_SOCKET_FD $FIRECRACKER_LOCK_FD"; echo "ttrpc $TTRPC_ADDRESS"
   echo "config $FIRECRACKER_CONTAINERD_RUNTIME_CONFIG_PATH"; echo "cwd $(pwd)"; echo "stdin $(wc -c)"
   for fd in 3 4 5; do readlink /proc/self/fd/$fd | sed 's/:.*//'; done; } > report.new
-mv report.new report
+mv report.new report 5>&-
 exec sleep 60
 "#;
 
@@ -60,6 +61,7 @@ fn second_starter_finds_the_first_and_a_killed_shim_is_replaced() {
     let second = launch(&config).unwrap();
     assert!(second.new);
     assert!(!dir.join("leftover").exists());
+    wait_for(&dir.join("report"));
     let sockets = [second.task_socket.clone(), second.control_socket.clone()];
     kill(second);
     assert_eq!(clean_up(&dir).unwrap(), CleanUp::Done);
@@ -95,7 +97,6 @@ fn whatever_a_killed_starter_left_is_no_obstacle() {
         }
         let launched = launch(&config).unwrap();
         assert!(launched.new, "killed after step {killed_after}");
-        // The stand-in's own children have the lock until then.
         wait_for(&dir.join("report"));
         kill(launched);
         assert_eq!(clean_up(&dir).unwrap(), CleanUp::Done);

@@ -14,6 +14,9 @@ use fc_config::Config;
 use fc_jailer::JailRequest;
 use fc_proto::control::{CreateVMRequest, FirecrackerBalloonDevice};
 
+/// Whether this host's CPU takes Firecracker's CPU templates.
+pub use fc_config::is_intel as host_is_intel;
+
 pub use drive::{DriveMount, RootDrive, drive_mount_field};
 pub use network::{Interface, Ip};
 
@@ -87,7 +90,7 @@ pub enum SpecError {
         field: String,
     },
     /// A field must be set.
-    #[error("{field} must be set")]
+    #[error("{field}: it must be set")]
     Required {
         /// The field of CreateVMRequest.
         field: String,
@@ -111,11 +114,11 @@ pub enum SpecError {
         writable: bool,
     },
     /// The number of virtual CPUs is out of range.
-    #[error("A VM has 1 to {MAX_VCPUS} vCPUs, not {0}")]
+    #[error("MachineCfg.VcpuCount: a VM has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     Vcpus(u32),
     /// Too little memory to boot.
     #[error(
-        "A VM with {asked} MiB of memory cannot boot: the guest needs at least {least} MiB (config key min_mem_size_mib)"
+        "MachineCfg.MemSizeMib: a VM with {asked} MiB of memory cannot boot: the guest needs at least {least} MiB (config key min_mem_size_mib)"
     )]
     Memory {
         /// MiB asked for.
@@ -124,7 +127,7 @@ pub enum SpecError {
         least: u32,
     },
     /// A path must start with `/`.
-    #[error("{field} must be an absolute path, not {path:?}")]
+    #[error("{field}: it must be an absolute path, not {path:?}")]
     RelativePath {
         /// The field of CreateVMRequest.
         field: String,
@@ -209,16 +212,6 @@ impl VmSpec {
         .into_iter()
         .fold(DEVICES.saturating_sub(asked), u32::saturating_sub)
     }
-}
-
-/// Whether this host's CPU takes Firecracker's CPU templates.
-#[must_use]
-pub fn host_is_intel() -> bool {
-    cfg!(target_arch = "x86_64")
-        && std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
-            text.lines()
-                .any(|l| l.starts_with("vendor_id") && l.ends_with("GenuineIntel"))
-        })
 }
 
 /// Other CPUs have no templates. A request for one is no error: the original's clients send
