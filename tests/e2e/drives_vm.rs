@@ -11,6 +11,8 @@ use fc_proto::ttrpc;
 use fc_proto::ttrpc::asynchronous::Client;
 use fc_proto::ttrpc::context;
 
+use serde_json::{Map, Value};
+
 use crate::fixture::{Flavor, Instance, Setup};
 
 /// Bound on any call.
@@ -26,8 +28,18 @@ pub struct Controlled {
 impl Controlled {
     /// Starts both; returns when the daemon serves.
     pub fn start(setup: &Setup, flavor: &Flavor) -> Self {
+        Self::with_config(setup, flavor, |_| {})
+    }
+
+    /// The same with keys of the configuration changed by `edit`.
+    pub fn with_config(
+        setup: &Setup,
+        flavor: &Flavor,
+        edit: impl FnOnce(&mut Map<String, Value>),
+    ) -> Self {
         let socket = setup.fresh_dir().join("control.sock");
         let on = Instance::with_config(setup, flavor, |config| {
+            edit(config);
             let address = socket.display().to_string();
             config.insert("control_address".to_owned(), address.into());
         });
@@ -66,7 +78,8 @@ impl Controlled {
             .expect("StopVM");
     }
 
-    fn call<T>(&self, call: impl AsyncFnOnce(FirecrackerClient) -> T) -> T {
+    /// Any call.
+    pub fn call<T>(&self, call: impl AsyncFnOnce(FirecrackerClient) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -87,7 +100,8 @@ impl Drop for Controlled {
     }
 }
 
-fn context() -> context::Context {
+/// A call's context: the namespace and the bound.
+pub fn context() -> context::Context {
     let mut context = context::with_duration(BOUND);
     context.set(NAMESPACE_KEY.to_owned(), vec!["default".to_owned()]);
     context

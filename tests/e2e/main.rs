@@ -15,6 +15,7 @@ mod drives_vm;
 mod errors;
 mod exec;
 mod fixture;
+mod jail;
 mod lifecycle;
 mod reconnect;
 mod rootfs;
@@ -71,6 +72,7 @@ fn main() {
             .chain(reconnect::TESTS)
             .chain(control::TESTS)
             .chain(drives::OWN)
+            .chain(jail::OWN)
             .filter(|_| i == 0)
             .chain(rootfs::NEWER.iter().filter(|_| flavor.prefix.is_some()))
             .chain(rootfs::NEWER_2_1.iter().filter(|_| has_erofs(flavor)));
@@ -147,6 +149,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(reconnect::TESTS.iter().map(|(name, _)| name))
         .chain(control::TESTS.iter().map(|(name, _)| name))
         .chain(drives::OWN.iter().map(|(name, _)| name))
+        .chain(jail::OWN.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER_2_1.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER.iter().map(|(name, _)| name));
     let trials = names.map(|name| skipped(name, missing)).collect();
