@@ -30,10 +30,12 @@ pub async fn prepare(
     spec: &Spec,
 ) -> Result<Files, CallError> {
     let disk_size = spec.disk_size(&shim.config)?;
-    let (rootfs, volumes) = tokio::try_join!(
+    // Both to their end: one that went on alone would still make files when the container is created again.
+    let (rootfs, volumes) = tokio::join!(
         rootfs(shim, request, disk_size),
         volumes(shim, request, spec, disk_size)
-    )?;
+    );
+    let (rootfs, volumes) = (rootfs?, volumes?);
     Ok(Files { rootfs, volumes })
 }
 

@@ -18,6 +18,10 @@ use crate::bundle::Spec;
 
 /// How long the host may take over the rest of what the guest has sent.
 const REST_BOUND: Duration = Duration::from_secs(60);
+/// Longest name in the log, in characters.
+const MAX_NAME: usize = 512;
+/// Most names in the log.
+const MAX_NAMES: usize = 100;
 
 /// Why nothing was brought back; the snapshot is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -109,14 +113,7 @@ impl WriteBack {
             sent.map_err(|error| lost(shim, error))
         };
         let (sent, ()) = tokio::try_join!(send, receive)?;
-        if sent.skipped_count > 0 {
-            tracing::warn!(
-                task = id,
-                "{} things that the container wrote cannot be brought back: {}",
-                sent.skipped_count,
-                sent.skipped.join("; ")
-            );
-        }
+        left_out(sent.skipped_count, &sent.skipped);
         Ok(())
     }
 
@@ -134,11 +131,29 @@ impl WriteBack {
         tracing::info!(
             entries = imported.entries,
             bytes = imported.bytes,
-            skipped = imported.skipped,
             "Brought back what the container wrote"
         );
+        left_out(imported.skipped, &imported.first_skipped);
         Ok(())
     }
+}
+
+/// Logs what is not in the snapshot, by name as far as the names are known.
+fn left_out(count: u64, names: &[String]) {
+    if count > 0 {
+        tracing::warn!("{count} things that the container wrote cannot be brought back");
+    }
+    for name in names.iter().take(MAX_NAMES) {
+        tracing::warn!("Not brought back: {}", printable(name));
+    }
+}
+
+/// A name that the guest chose, fit for a log.
+fn printable(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .take(MAX_NAME)
+        .collect()
 }
 
 /// Ends a connection when it is dropped, whoever reads from it.
