@@ -239,3 +239,34 @@ fn an_alteration_that_hides_is_found_by_the_checksum() {
     file.set_modified(SystemTime::UNIX_EPOCH + STAMP).unwrap();
     assert!(open_valid(&path, is_whole_image).unwrap().is_none());
 }
+
+/// Another process's use counts as much as one's own, and ends with it however it ends.
+#[test]
+fn a_killed_user_uses_nothing_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(make(&Cache::open(dir.path()).unwrap(), "a", "content"));
+    let path = dir.path().join("a");
+    // Says when it has the lock, then waits to be killed.
+    let mut user = std::process::Command::new("flock")
+        .arg("--shared")
+        .arg(&path)
+        .args(["sh", "-c", "echo locked; exec sleep 600"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut output = io::BufReader::new(user.stdout.take().unwrap());
+    io::BufRead::read_line(&mut output, &mut said).unwrap();
+    assert_eq!(said, "locked\n");
+    let upkeep = ImageCache::new(dir.path());
+    assert!(upkeep.entries().unwrap()[0].in_use);
+    assert_eq!(upkeep.prune(0).unwrap(), []);
+    // `flock` waits for `sleep`, which has the lock's descriptor too.
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", user.id())).unwrap();
+    let sleep = children.trim().parse().unwrap();
+    let sleep = rustix::process::Pid::from_raw(sleep).unwrap();
+    rustix::process::kill_process(sleep, rustix::process::Signal::KILL).unwrap();
+    user.wait().unwrap();
+    assert_eq!(upkeep.prune(0).unwrap().len(), 1);
+    assert!(!path.exists());
+}

@@ -181,3 +181,43 @@ fn times_before_1970_count_upwards() {
         assert_eq!(time(bad.as_bytes()), None, "{bad}");
     }
 }
+
+/// A stream with bytes changed at random ends in an error or in other entries, never in a panic or without end.
+#[test]
+fn damage_is_survived() {
+    let map: &[(usize, &[u8])] = &[(398, b"00000000001\0"), (483, b"00000002000\0")];
+    let whole = [
+        header(b'5', b"./", 0, &[]),
+        record("mtime", b"-1.250000000"),
+        header(b'0', b"file", 5, &[]),
+        padded(b"hello"),
+        record("SCHILY.xattr.user.a", b"value"),
+        header(b'S', b"sparse", 1, map),
+        padded(b"x"),
+        END.to_vec(),
+    ]
+    .concat();
+    assert_eq!(read(&whole).unwrap().len(), 3);
+    // Numerical Recipes' linear congruential generator: the same damage on every run.
+    let mut state = 1_u32;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state as usize % below
+    };
+    for _ in 0..20_000 {
+        let mut stream = whole.clone();
+        for _ in 0..=next(3) {
+            let at = next(stream.len());
+            stream[at] = b"\0\xff0789 =\n"[next(9)];
+        }
+        // Most damage to a header is noticed by its checksum, so that has to be made right again.
+        for block in stream.chunks_mut(BLOCK) {
+            block[148..156].copy_from_slice(b"        ");
+            let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+        let end = stream.len() - END.len();
+        stream[end..].fill(0);
+        let _ = read(&stream);
+    }
+}

@@ -35,7 +35,9 @@ async fn files_and_directories_share_one_image() {
         bind(Path::new("/data/x"), "/x", &["rbind", "rw"]),
         bind(&host.path("secret"), "/run/secret", &["bind", "nosuid", "ro"]),
     ]);
+    let begin = std::time::Instant::now();
     let prepared = host.prepare(&mounts, None).await.unwrap();
+    println!("a file and a directory copied in {:?}", begin.elapsed());
     let mut expected = mounts.clone();
     expected[1]["source"] = json!("/container/c/volumes/0");
     expected[3]["source"] = json!("/container/c/volumes/1");
