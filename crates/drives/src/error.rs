@@ -115,7 +115,7 @@ pub enum DriveError {
 fn exhausted(kind: Kind, limit: usize, quarantined: usize) -> String {
     let (noun, remedy) = match kind {
         Kind::Writable => ("container", CONTAINERS),
-        Kind::ReadOnly => ("read-only image", CONTAINERS),
+        Kind::ReadOnly => ("read-only image", IMAGES),
         Kind::Volume => ("volume", "VolumeSlots when creating the VM"),
     };
     let stuck = match quarantined {
@@ -130,8 +130,11 @@ fn exhausted(kind: Kind, limit: usize, quarantined: usize) -> String {
     }
 }
 
-/// What the numbers of containers' and images' drives follow from.
+/// What the number of containers' drives follows from.
 const CONTAINERS: &str = "ContainerCount when creating the VM, or default_container_count in the runtime's configuration";
+/// And that of images.
+const IMAGES: &str = "ContainerCount or, for volumes, ReadOnlyVolumeSlots when creating the VM, or \
+    default_container_count in the runtime's configuration";
 
 /// Not the source of the error, so its chain must be part of the text.
 fn besides(undo: Option<&DriveError>) -> String {
