@@ -13,6 +13,7 @@ pub const TESTS: &[(&str, OnInstance)] = &[
     ("rootfs::native_snapshotter", native),
     ("rootfs::second_container_reuses_the_image", reused),
     ("rootfs::read_only_rootfs", read_only),
+    ("rootfs::disk_size_by_annotation", disk_size),
 ];
 /// Need a containerd newer than Debian 12's.
 pub const NEWER: &[(&str, OnSetup)] = &[("rootfs::blockfile_snapshotter", blockfile)];
@@ -84,6 +85,22 @@ fn read_only(on: &Instance) {
         ],
     );
     assert_eq!(done.expect(0).text(), "refused\n");
+}
+
+fn disk_size(on: &Instance) {
+    let name = "aws.firecracker.disk.size_mib";
+    let script = ["/bin/sh", "-c", "df -m / | awk 'END {print $2}'"];
+    let sized = format!("{name}=64");
+    let done = on
+        .run(&["--annotation", &sized], "sized", &script)
+        .expect(0);
+    // The file system's own tables take some.
+    let size: u32 = done.text().trim().parse().expect("a number");
+    assert!((40..=64).contains(&size), "{size}");
+    let wrong = format!("{name}=large");
+    let refused = on.run(&["--annotation", &wrong], "sized", &["/bin/true"]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains(name), "{}", refused.stderr);
 }
 
 /// A snapshot that is an image file goes to the VM as it is, with its own file system.
