@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use fc_proto::control::{
     CreateVMRequest, FirecrackerBalloonDevice, FirecrackerClient, FirecrackerMachineConfiguration,
-    GetVMInfoResponse, SetVMMetadataRequest, UpdateBalloonRequest, UpdateBalloonStatsRequest,
+    FirecrackerNetworkInterface, GetVMInfoResponse, SetVMMetadataRequest,
+    StaticNetworkConfiguration, UpdateBalloonRequest, UpdateBalloonStatsRequest,
     UpdateVMMetadataRequest,
 };
 use fc_proto::protobuf::MessageField;
 use fc_proto::ttrpc::Code;
+use fc_testbed::leftovers::wait_for_end;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::OnSetup;
-use crate::daemon::{Daemon, address, calls, client, create, ctx, failed, info, of, stop};
+use crate::daemon::{BOUND, Daemon, address, calls, client, create, ctx, failed, info, of, stop};
 use crate::fixture::{Flavor, Instance, Setup};
 
 /// Each starts an instance and a daemon of its own.
@@ -22,6 +24,7 @@ pub const TESTS: &[(&str, OnSetup)] = &[
     ("control::every_call", every_call),
     ("control::start_asks_the_daemon", start_asks_the_daemon),
     ("control::a_hung_vm_is_nobody_elses_trouble", hung),
+    ("control::a_vm_that_dies", died),
     ("control::killed_daemon", killed_daemon),
     ("control::killed_containerd", killed_containerd),
 ];
@@ -30,6 +33,7 @@ pub const TESTS: &[(&str, OnSetup)] = &[
 fn every_call(setup: &Setup, flavor: &Flavor) {
     let on = Instance::start(setup, flavor);
     let _daemon = Daemon::start(setup, &on);
+    let tap = Tap::new();
     let id = "v".repeat(76);
     let (with, without) = ("n".repeat(76), "m".repeat(76));
     calls(async {
@@ -45,6 +49,8 @@ fn every_call(setup: &Setup, flavor: &Flavor) {
                 StatsPollingIntervals: 1,
                 ..FirecrackerBalloonDevice::default()
             }),
+            // Without an interface that reaches it a VM has no metadata service.
+            NetworkInterfaces: vec![tap.interface()],
             ContainerCount: 2,
             ..create(&id)
         };
@@ -111,6 +117,40 @@ fn every_call(setup: &Setup, flavor: &Flavor) {
         "{:?}",
         on.scope().processes()
     );
+}
+
+/// A tap of the host, for one VM.
+struct Tap(String);
+
+impl Tap {
+    fn new() -> Self {
+        let tap = Self(format!("fce2e{}", std::process::id() % 1_000_000));
+        assert!(ip(&["tuntap", "add", "dev", &tap.0, "mode", "tap"]));
+        tap
+    }
+
+    fn interface(&self) -> FirecrackerNetworkInterface {
+        FirecrackerNetworkInterface {
+            AllowMMDS: true,
+            StaticConfig: MessageField::some(StaticNetworkConfiguration {
+                MacAddress: "06:00:c0:00:02:01".to_owned(),
+                HostDevName: self.0.clone(),
+                ..StaticNetworkConfiguration::default()
+            }),
+            ..FirecrackerNetworkInterface::default()
+        }
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        ip(&["link", "delete", &self.0]);
+    }
+}
+
+fn ip(args: &[&str]) -> bool {
+    let status = std::process::Command::new("ip").args(args).status();
+    status.is_ok_and(|status| status.success())
 }
 
 fn paths(info: &GetVMInfoResponse) -> Vec<PathBuf> {
@@ -262,6 +302,41 @@ fn hung(setup: &Setup, flavor: &Flavor) {
             .await
             .expect("the name is free");
         vm.stop_vm(ctx("ns"), &stop("hung")).await.expect("StopVM");
+    });
+}
+
+/// A VM whose VMM dies is gone at once, with all that it had, and its name is free.
+fn died(setup: &Setup, flavor: &Flavor) {
+    let on = Instance::start(setup, flavor);
+    let _daemon = Daemon::start(setup, &on);
+    calls(async {
+        let vm = client(&address(&on)).await;
+        vm.create_vm(ctx("ns"), &create("dies"))
+            .await
+            .expect("CreateVM");
+        let shim = process(&on, "containerd-shim-aws-firecracker");
+        signal(vmm(&on, "ns#dies"), Signal::KILL);
+        wait_for_end(shim, BOUND);
+        assert!(on.vm_dirs().is_empty(), "{:?}", on.vm_dirs());
+        let gone = vm.get_vm_info(ctx("ns"), &info("dies")).await;
+        assert_eq!(failed(gone).0, Code::NOT_FOUND);
+        let gone = vm.stop_vm(ctx("ns"), &stop("dies")).await;
+        assert_eq!(failed(gone).0, Code::NOT_FOUND);
+
+        // A shim that is killed, which cannot clean up: the daemon does.
+        vm.create_vm(ctx("ns"), &create("dies"))
+            .await
+            .expect("the name is free");
+        let shim = process(&on, "containerd-shim-aws-firecracker");
+        let vmm = vmm(&on, "ns#dies");
+        signal(shim, Signal::KILL);
+        wait_for_end(vmm, BOUND);
+        let gone = vm.get_vm_info(ctx("ns"), &info("dies")).await;
+        assert_eq!(failed(gone).0, Code::NOT_FOUND);
+        vm.create_vm(ctx("ns"), &create("dies"))
+            .await
+            .expect("the name is free");
+        vm.stop_vm(ctx("ns"), &stop("dies")).await.expect("StopVM");
     });
 }
 

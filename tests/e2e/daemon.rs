@@ -11,6 +11,8 @@ use fc_proto::protobuf::MessageFull;
 use fc_proto::ttrpc::asynchronous::Client;
 use fc_proto::ttrpc::context::{Context, with_duration};
 use fc_proto::ttrpc::{self, Code};
+use fc_testbed::leftovers::Scope;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fixture::{Instance, Setup};
 
@@ -20,6 +22,7 @@ pub const BOUND: Duration = Duration::from_secs(120);
 /// A daemon. Dropping it kills it.
 pub struct Daemon {
     child: Child,
+    scope: Scope,
     /// Its log.
     pub log: PathBuf,
 }
@@ -58,7 +61,11 @@ impl Daemon {
             std::fs::read_to_string(&log).unwrap_or_default()
         );
         std::thread::spawn(move || lines.for_each(|line| save(&line)));
-        Self { child, log }
+        Self {
+            child,
+            scope: on.scope(),
+            log,
+        }
     }
 
     /// Its process id.
@@ -72,6 +79,13 @@ impl Drop for Daemon {
         // As `kill -9` does it. It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            // VMs of a test that failed, which nobody ends any more.
+            for process in self.scope.processes() {
+                let pid = Pid::from_raw(process.pid);
+                let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
+            }
+        }
     }
 }
 
