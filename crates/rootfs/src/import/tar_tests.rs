@@ -159,26 +159,10 @@ fn nothing_is_believed() {
     let path = vec![b'x'; 5000];
     let long = [record("path", &path), header(b'0', b"f", 0, &[])].concat();
     assert!(matches!(read(&long), Err(TarError::TooLong { .. })));
-    for bad in [
-        "5 a=b\n", "99 a=b\n", "x a=b\n", "6 ab\n\n", "0 a=b\n", "-1 a=b\n",
-    ] {
-        assert!(Records::parse(bad.as_bytes()).is_err(), "{bad:?}");
-    }
     for length in 0..60 {
         let stream = [header(b'0', b"f", 40, &[]), padded(&[1; 40]), END.to_vec()].concat();
         let cut = stream.len() * length / 60;
         assert!(read(&stream[..cut.min(stream.len() - 600)]).is_err());
-    }
-}
-
-#[test]
-fn times_before_1970_count_upwards() {
-    assert_eq!(time(b"12"), Some((12, 0)));
-    assert_eq!(time(b"12.5"), Some((12, 500_000_000)));
-    assert_eq!(time(b"-0.25"), Some((-1, 750_000_000)));
-    assert_eq!(time(b"-3"), Some((-3, 0)));
-    for bad in ["", "x", "1.x", "1.0000000001", "1e5"] {
-        assert_eq!(time(bad.as_bytes()), None, "{bad}");
     }
 }
 
