@@ -70,12 +70,10 @@ async fn create(
         answer = ready(&host, &namespace, &shim) => answer,
         _ = given_up => {
             tracing::info!(namespace, vmID = vm_id, "CreateVM was given up");
-            terminate(&shim)?;
-            Err(ControlError::GivenUp { vm_id })
+            Err(stop::join(ControlError::GivenUp { vm_id }, terminate(&shim)))
         }
         () = tokio::time::sleep(bound + SLACK) => {
-            terminate(&shim)?;
-            Err(ControlError::TimedOut { vm_id, bound })
+            Err(stop::join(ControlError::TimedOut { vm_id, bound }, terminate(&shim)))
         }
     };
     match answer {

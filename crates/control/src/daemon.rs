@@ -73,8 +73,8 @@ pub async fn run(
         tokio::spawn(proxy::serve(listener, host.clone(), containerd));
     }
     notify("READY=1");
-    // After serving, so that a VM in a bad state delays nobody.
-    adopt(&host).await;
+    // Beside serving, so that a VM in a bad state delays nobody.
+    tokio::spawn(adopt(host));
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -94,7 +94,7 @@ async fn serve(listener: UnixListener, host: Host) -> Result<Server, DaemonError
     Ok(server)
 }
 
-async fn adopt(host: &Host) {
+async fn adopt(host: Host) {
     let adopted: Result<(), ControlError> = host.adopt().await;
     if let Err(error) = adopted {
         tracing::error!("VMs that run already are not watched: {}", chain(&error));

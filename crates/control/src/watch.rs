@@ -18,20 +18,26 @@ use crate::log::{self, LastWords};
 /// See [`Host::adopt`].
 pub async fn adopt(host: &Host) -> Result<(), ControlError> {
     for vm in host.list().await? {
-        let (namespace, vm_id) = (vm.dir.namespace(), vm.dir.vm_id());
-        match vm.shim() {
-            Some(shim) => {
-                tracing::info!(namespace, vmID = vm_id, pid = shim.pid, "Found a VM");
-                let found = Watched {
-                    dir: vm.dir,
-                    shim,
-                    child: None,
-                    log: None,
-                };
-                let _ = spawn(host, found);
+        let shim = match vm.shim() {
+            Some(shim) => Some(shim),
+            None => {
+                bury(host, vm.dir.clone()).await;
+                // One that was just being started is there now.
+                let found = host.find(vm.dir.namespace(), vm.dir.vm_id()).await;
+                found.ok().map(|shim| shim.process)
             }
-            None => bury(host, vm.dir).await,
-        }
+        };
+        let Some(shim) = shim else { continue };
+        let (namespace, vm_id) = (vm.dir.namespace(), vm.dir.vm_id());
+        tracing::info!(namespace, vmID = vm_id, pid = shim.pid, "Found a VM");
+        let found = Watched {
+            dir: vm.dir,
+            shim,
+            child: None,
+            log: None,
+        };
+        // Whatever it says last, nobody waits for it.
+        let _ = spawn(host, found);
     }
     Ok(())
 }

@@ -11,12 +11,16 @@ mod frame;
 
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::time::Duration;
 
 use fc_rpc::incoming::{Connections, Incoming};
 use futures_util::Stream;
 use tokio::net::UnixListener;
 
 use crate::host::Host;
+
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves clients of containerd's former address until the future is dropped.
 ///
@@ -35,8 +39,11 @@ pub async fn serve(listener: UnixListener, host: Host, containerd: PathBuf) -> s
                     }
                 });
             }
-            // Too many open files, for instance: clients wait in the socket.
-            Some(Err(error)) => tracing::warn!("Cannot accept a connection: {error}"),
+            // Too many open files, for instance: clients wait in the socket, and nothing tells when it is better.
+            Some(Err(error)) => {
+                tracing::warn!("Cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
             None => return Ok(()),
         }
     }
