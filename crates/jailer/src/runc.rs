@@ -22,9 +22,10 @@ use crate::layout;
 use crate::needs::Needs;
 use crate::oci_runtime::OciRuntime;
 use crate::record::{Cgroup, Journal, Record};
+use crate::request::{ExposePolicy, JailRequest, Setup};
 use crate::spec::{Overrides, Template};
 use crate::undo::{UndoError, undo_except};
-use crate::{User, cache_topology, netns};
+use crate::{cache_topology, netns};
 
 /// The VMM's program, in its root (the original's name).
 const PROGRAM: &str = "firecracker";
@@ -32,54 +33,6 @@ const PROGRAM: &str = "firecracker";
 const API_SOCKET: &str = "api.socket";
 /// How long the OCI runtime may take to start a container.
 const RUN_BOUND: Duration = Duration::from_secs(30);
-
-/// What becomes of the root drive and the drive mounts; block devices are never copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ExposePolicy {
-    /// The VMM gets copies, which are the VM's own and go with it.
-    #[default]
-    Copy,
-    /// The VMM gets the files themselves.
-    Bind,
-}
-
-/// A jail that somebody asks for (the API's `JailerConfig`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JailRequest {
-    /// Who the VMM runs as.
-    pub user: User,
-    /// The VMM's network namespace; `None` for the template's, else a new one without any network.
-    pub net_ns: Option<PathBuf>,
-    /// Processors, as cpuset(7) lists them; empty for all.
-    pub cpus: String,
-    /// Memory nodes, as cpuset(7) lists them; empty for all.
-    pub mems: String,
-    /// The cgroup that the VM's is made in; empty for `/firecracker-containerd`.
-    pub cgroup_path: String,
-    /// What becomes of drives.
-    pub policy: ExposePolicy,
-}
-
-/// Everything that a jail is made from.
-#[derive(Debug, Clone)]
-pub struct Setup<'a> {
-    /// The VM's directory: absolute, exists, locked by the caller.
-    pub dir: &'a Path,
-    /// containerd namespace of the VM.
-    pub namespace: &'a str,
-    /// Id of the VM, which names its container and its cgroup.
-    pub vm_id: &'a str,
-    /// The VMM's program.
-    pub vmm: &'a Path,
-    /// The VMM's name for the VM.
-    pub vmm_id: &'a str,
-    /// The OCI runtime: a path, or a name that is looked for on `PATH`.
-    pub runc: Option<&'a Path>,
-    /// The template of the container's configuration.
-    pub template: &'a Path,
-    /// The request.
-    pub request: JailRequest,
-}
 
 /// A jail made by an OCI runtime.
 pub struct Runc {
