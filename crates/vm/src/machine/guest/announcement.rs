@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use super::GuestError;
 
 /// How long an agent may hesitate over its announcement.
-const ANSWER_BOUND: Duration = Duration::from_secs(10);
+const ANSWER_BOUND: Duration = Duration::from_secs(30);
 
 /// Waits for the agent's announcement and reads it.
 pub(in crate::machine) async fn announcement(

@@ -22,7 +22,7 @@ use super::{GuestError, NAMESPACE_KEY};
 use crate::timeline::now_ns;
 
 /// How long an agent may hesitate over a Configure.
-const ANSWER_BOUND: Duration = Duration::from_secs(10);
+const ANSWER_BOUND: Duration = Duration::from_secs(30);
 /// Longest host name that Linux takes.
 const HOSTNAME_MAX: usize = 63;
 /// Bytes of randomness that a guest gets from the host.
