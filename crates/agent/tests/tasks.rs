@@ -276,11 +276,12 @@ async fn shutdown_ends_what_still_runs() {
         return;
     }
     let agent = Agent::start().await;
-    let streams = agent.create("c1", "echo here; sleep 100", false).await;
+    let mut streams = agent.create("c1", "echo here; sleep 100", false).await;
     let pid = agent.start_task("c1", "").await;
+    read_until(&mut streams.stdout, "here\n").await;
     // Somebody must read, or the agent waits its bound for it.
     let reading = tokio::spawn(streams.finish());
     agent.shut_down().await;
-    assert_eq!(reading.await.unwrap().0, "here\n");
+    assert_eq!(reading.await.unwrap().0, "");
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
 }

@@ -209,7 +209,7 @@ impl Drives {
                 }
                 point::remove_empty(&point, &bundles);
             }
-            copy.flush()
+            Ok(())
         })
         .await?;
         let deadline = Instant::now() + BUSY_BOUND;
@@ -220,7 +220,8 @@ impl Drives {
             }
             sleep(BUSY_INTERVAL).await;
         }
-        Ok(())
+        // Not before: whoever else had it mounted may have written until then.
+        blocking(move || device.flush()).await
     }
 
     async fn wait_for_swap(&self, id: &str, device: &Device) -> Result<(), DriveError> {
