@@ -96,6 +96,8 @@ fn main() {
     let conclusion = libtest_mimic::run(&args, trials);
     drop(instances.end());
     let left = setup.leftovers();
+    // Its directory goes with it; what follows ends the process.
+    drop(setup);
     if left.is_empty() || args.list {
         conclusion.exit();
     }
