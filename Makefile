@@ -29,7 +29,7 @@ help:
 	@echo 'make run        run a container in a microVM under a private containerd'
 	@echo '                (IMAGE=... CMD=... choose another one; RUN_ARGS=--help lists more)'
 	@echo 'make test       every test: unit, integration, end-to-end with real VMs'
-	@echo 'make soak       one drive slot used a thousand times; takes an hour without KVM'
+	@echo 'make soak       one drive slot used a thousand times; half an hour without KVM'
 	@echo 'make lint       formatting and clippy, warnings are errors'
 	@echo 'make fuzz       every fuzz target for a minute'
 	@echo 'make install    install for the containerd of this machine (PREFIX, DESTDIR)'
