@@ -195,8 +195,13 @@ fn print(samples: &[Sample]) {
         median(samples.iter().map(Sample::waiting))
     );
     println!(
-        "  {:<24} {:>9.2}  named above or not: process start, calls",
-        "our own part",
+        "  {:<24} {:>9.2}  the parts above that wait for nobody",
+        "our own",
+        median(samples.iter().map(Sample::own_named))
+    );
+    println!(
+        "  {:<24} {:>9.2}  with what has no name: the shim's process, calls",
+        "all that is no waiting",
         median(samples.iter().map(Sample::own))
     );
     println!(

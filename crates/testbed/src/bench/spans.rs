@@ -44,6 +44,12 @@ impl Sample {
         self.total() - self.waiting()
     }
 
+    /// Milliseconds of all parts that wait for nobody.
+    pub fn own_named(&self) -> f64 {
+        let own = self.spans.iter().filter(|span| span.waits_for.is_empty());
+        ms(own.map(|span| span.duration_ns).sum())
+    }
+
     /// Milliseconds of all parts of this name.
     pub fn named(&self, name: &str) -> f64 {
         let named = self.spans.iter().filter(|span| span.name == name);
@@ -97,6 +103,7 @@ mod tests {
         assert!((sample.waiting() - 85.0).abs() < 1e-6);
         assert!((sample.own() - 15.0).abs() < 1e-6);
         assert!((sample.named("check") - 2.0).abs() < 1e-6);
+        assert!((sample.own_named() - 2.0).abs() < 1e-6);
     }
 
     #[test]
