@@ -118,6 +118,12 @@ impl Connection {
         self.has_ended() && self.tx.is_empty()
     }
 
+    /// Whether the host program has gone while the guest owes it an answer:
+    /// there is nobody to tell it to any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.hung_up && self.phase == Phase::Requested
+    }
+
     /// Whether only the guest has yet to notice that it is over.
     pub(crate) fn host_has_closed(&self) -> bool {
         self.hung_up && self.host_finished && self.tx.is_empty()

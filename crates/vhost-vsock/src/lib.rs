@@ -12,14 +12,15 @@
 //! One thread moves all data, driven by epoll; a second one answers QEMU's
 //! control messages and a third waits for that to end. The guest is hostile:
 //! whatever it puts into queues and packets ends at worst its own connections,
-//! and costs a bounded amount of memory. What a side has sent is delivered even
-//! if it closes at once.
+//! and costs a bounded amount of memory. What a side has sent on an established
+//! connection is delivered even if it closes at once; a host program that closes
+//! before `OK` has given up, and what it sent is forgotten.
 //!
 //! Differences from Firecracker's device: `CONNECT` lines may arrive in pieces;
 //! a host program's half-close reaches the guest as a half-close; 8192
 //! connections rather than 1023; closing connections are never cut short by a
-//! timer. As with Firecracker, a host program's request that the guest leaves
-//! unanswered stays open until the program gives up.
+//! timer; a host program's request that the guest leaves unanswered stays open
+//! until the program gives up, where Firecracker closes it after two seconds.
 
 mod backend;
 mod connect_line;

@@ -194,7 +194,13 @@ impl Muxer {
             writable: flags.intersects(EventFlags::OUT | EventFlags::ERR),
             hung_up: flags.contains(EventFlags::HUP),
         };
-        self.with(token, |connection| connection.on_host_event(event));
+        let abandoned = self.with(token, |connection| {
+            connection.on_host_event(event);
+            connection.is_abandoned()
+        });
+        if abandoned == Some(true) {
+            self.drop_and_reset(token);
+        }
     }
 
     fn accept(&mut self) {
@@ -282,14 +288,24 @@ impl Muxer {
             .connections
             .iter()
             .find(|(_, entry)| entry.connection.host_has_closed())
-            .map(|(token, entry)| (*token, entry.ports));
-        let Some((token, ports)) = stale else {
+            .map(|(token, _)| *token);
+        let Some(token) = stale else {
             return false;
         };
-        self.connections.remove(&token);
-        self.by_ports.remove(&ports);
-        self.resets.push_back(ports);
+        self.drop_and_reset(token);
         true
+    }
+
+    /// Forgets a connection of which the guest knows, and owes the guest a reset.
+    ///
+    /// At once, not when the guest takes it: until then there would be a socket
+    /// for each. Resets go before requests, so there are never more of these
+    /// than there can be connections.
+    fn drop_and_reset(&mut self, token: u64) {
+        if let Some(entry) = self.connections.remove(&token) {
+            self.by_ports.remove(&entry.ports);
+            self.resets.push_back(entry.ports);
+        }
     }
 
     fn insert(&mut self, token: u64, ports: Ports, connection: Connection) {

@@ -85,6 +85,51 @@ fn two_requests_get_different_ports() {
 }
 
 #[test]
+fn a_host_program_that_gives_up_leaves_nothing_behind() {
+    let mut test = Test::new();
+    let host = test.connect("CONNECT 52\ndata");
+    assert_eq!(test.packet().unwrap().op, op::REQUEST);
+    drop(host);
+    test.muxer.on_host_events().unwrap();
+    assert!(test.muxer.connections.is_empty() && test.muxer.by_ports.is_empty());
+    let reset = test.packet().unwrap();
+    assert_eq!(
+        (reset.op, reset.dst_port, reset.src_port),
+        (op::RST, 52, FIRST_HOST_PORT)
+    );
+    assert_eq!(test.packet(), None);
+    // The guest's answer crosses the reset.
+    test.guest_sends(&from_guest(op::RESPONSE, 52, FIRST_HOST_PORT));
+    assert_eq!(test.packet().unwrap().op, op::RST);
+}
+
+#[test]
+fn a_guest_that_ignores_requests_takes_no_slots() {
+    let mut test = Test::new();
+    for _ in 0..=MAX_CONNECTIONS {
+        let host = test.connect("CONNECT 52\n");
+        while test.packet().expect("a place for the request").op == op::RST {}
+        drop(host);
+        test.muxer.on_host_events().unwrap();
+    }
+    assert!(test.muxer.connections.is_empty());
+}
+
+#[test]
+fn a_host_program_may_end_its_half_before_the_answer() {
+    let mut test = Test::new();
+    let mut host = test.connect("CONNECT 52\nhi");
+    assert_eq!(test.packet().unwrap().op, op::REQUEST);
+    host.shutdown(std::net::Shutdown::Write).unwrap();
+    test.muxer.on_host_events().unwrap();
+    test.guest_sends(&from_guest(op::RESPONSE, 52, FIRST_HOST_PORT));
+    let mut ok = [0; 14];
+    host.read_exact(&mut ok).unwrap();
+    assert_eq!(&ok, b"OK 1073741824\n");
+    assert_eq!(test.packet().unwrap().op, op::RW);
+}
+
+#[test]
 fn a_bad_connect_line_is_closed_and_forgotten() {
     let mut test = Test::new();
     let mut stream = test.connect("GET / HTTP/1.1\r\n");
