@@ -30,7 +30,7 @@ help:
 	@echo '                (IMAGE=... CMD=... choose another one; RUN_ARGS=--help lists more)'
 	@echo 'make test       every test: unit, integration, end-to-end with real VMs'
 	@echo 'make soak       one drive slot used a thousand times; half an hour without KVM'
-	@echo 'make lint       formatting and clippy, warnings are errors'
+	@echo 'make lint       formatting and clippy, fuzz targets too; warnings are errors'
 	@echo 'make fuzz       every fuzz target for a minute'
 	@echo 'make install    install for the containerd of this machine (PREFIX, DESTDIR)'
 	@echo 'make uninstall  remove what install put there, but not the configuration'
@@ -67,6 +67,10 @@ soak: build guest
 lint:
 	@cargo fmt --all --check
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
+	@cargo fmt --manifest-path fuzz/Cargo.toml --check
+	@# Only to run them takes a nightly compiler. Nothing is linked: libFuzzer, which C++ would be compiled for, may be missing.
+	@CUSTOM_LIBFUZZER_PATH=/none/libfuzzer.a cargo clippy --locked --no-deps --manifest-path fuzz/Cargo.toml \
+	    --target-dir $(TARGET) -- -D warnings
 
 fuzz:
 	@scripts/fuzz.sh

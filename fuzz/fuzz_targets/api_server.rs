@@ -18,7 +18,7 @@ use libfuzzer_sys::fuzz_target;
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::Mutex;
 
-/// Longest body that is taken, in bytes.
+/// Longest body that is taken, and longest metadata, in bytes.
 const LIMIT: usize = 4096;
 
 /// Bound on an answer: one that takes longer is a hang.
@@ -32,7 +32,8 @@ struct Running {
 fn new_vm() -> Controller {
     // Nobody waits for the end of a guest that never starts.
     let (ended, _) = tokio::sync::mpsc::channel(1);
-    Controller::new("fuzz".into(), fc_tcg::tsc::Mark::now(), ended)
+    let metadata = fc_tcg::mmds::Mmds::new(LIMIT);
+    Controller::new("fuzz".into(), metadata, fc_tcg::tsc::Mark::now(), ended)
 }
 
 fn start() -> Running {
