@@ -20,7 +20,8 @@
 //! a host program's half-close reaches the guest as a half-close; 8192
 //! connections rather than 1023; closing connections are never cut short by a
 //! timer; a host program's request that the guest leaves unanswered stays open
-//! until the program gives up, where Firecracker closes it after two seconds.
+//! until the program gives up, where Firecracker closes it after two seconds,
+//! which an emulated guest may need.
 
 mod backend;
 mod connect_line;
