@@ -7,6 +7,8 @@ use data_encoding::HEXLOWER;
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statfs, statx};
 use sha2::{Digest, Sha256};
 
+use crate::mounts::Device;
+
 /// Changes whenever the same layers would give another image, for reasons other than mkfs.erofs.
 const FORMAT: u32 = 1;
 
@@ -24,6 +26,8 @@ pub(crate) enum Layer {
     Directory(PathBuf),
     /// An EROFS image whose content is in that format.
     Erofs(PathBuf),
+    /// A block device or image file with any filesystem, one of several mounts.
+    Device(Device),
 }
 
 impl Layer {
@@ -52,6 +56,7 @@ impl Layer {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Layer::Directory(path) | Layer::Erofs(path) => path,
+            Layer::Device(device) => &device.source,
         }
     }
 }
@@ -90,6 +95,7 @@ impl Layers {
             add(match layer {
                 Layer::Directory(_) => "directory",
                 Layer::Erofs(_) => "erofs",
+                Layer::Device(_) => "device",
             });
             let unreadable = |error| LayerError::Unreadable(layer.path().into(), error);
             if is_image_mount(layer.path()).map_err(unreadable)? {

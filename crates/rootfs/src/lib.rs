@@ -1,6 +1,7 @@
 //! From the mounts a snapshotter hands out to block images a VM can attach.
 //!
 //! - [`Mount`]: what containerd says; `mounts` decides what it means.
+//! - `several`: what several mounts mean together.
 //! - `layers`: which directories or images make up a rootfs, and their identity.
 //! - `cache`: files made once and shared by all VMs of the host.
 //! - `merge`: many layers become one read-only EROFS image.
@@ -20,6 +21,7 @@ mod loop_mount;
 mod merge;
 pub mod mkfs;
 mod mounts;
+mod several;
 mod sparse;
 
 use std::path::{Path, PathBuf};
@@ -31,11 +33,11 @@ pub use crate::disk::{Disk, DiskError};
 pub use crate::image::Image;
 pub use crate::import::{ImportError, Imported, TarError, import_upper};
 pub use crate::layers::LayerError;
-use crate::layers::Layers;
 pub use crate::merge::MergeError;
 use crate::merge::Merger;
 pub use crate::mounts::{Device, Mount, MountError, upper_dir};
 use crate::mounts::{Plan, Writable};
+use crate::several::Part;
 
 /// Filesystem type of an [`Image`].
 pub const IMAGE_FSTYPE: &str = "erofs";
@@ -85,7 +87,7 @@ pub struct ContainerFiles {
     /// Size of the writable disk in bytes, rounded up to whole MiB. It takes up space only where something is written.
     pub disk_size: u64,
     /// The container's own image, made only when its layers cannot be shared:
-    /// the snapshot is a plain directory, or a read-only one that has content of its own already.
+    /// the snapshot is a plain directory, a read-only one that has content of its own already, or several mounts.
     pub image: PathBuf,
 }
 
@@ -149,12 +151,13 @@ fn prepare(
     mounts: &[Mount],
     files: &ContainerFiles,
 ) -> Result<Prepared, RootfsError> {
-    let (layers, writable) = match mounts::plan(mounts)? {
+    let (parts, writable) = match mounts::plan(mounts)? {
         Plan::Device(device) => return Ok(Prepared::Device(device)),
-        Plan::Layers { layers, writable } => (layers, writable),
+        Plan::Layers { layers, writable } => (vec![Part::whole(layers)], writable),
+        Plan::Several { parts, writable } => (parts, writable),
     };
     let cache = Cache::open(&settings.cache_dir)?.limited(settings.cache_size);
-    let image = image_of(settings, &cache, &layers, &files.image)?;
+    let image = image_of(settings, &cache, &parts, &files.image)?;
     let (program, path, size) = (&settings.mkfs_ext4, &files.disk, files.disk_size);
     let disk = match writable {
         Writable::No => None,
@@ -170,12 +173,16 @@ fn prepare(
 fn image_of(
     settings: &Settings,
     cache: &Cache,
-    layers: &Layers,
+    parts: &[Part],
     private: &Path,
 ) -> Result<Image, RootfsError> {
     let merger = Merger::new(&settings.mkfs_erofs, cache.mount_point())?;
-    let build = |path: &Path| Ok(merger.merge(layers, path)?);
-    match layers.key(merger.identity())? {
+    let build = |path: &Path| Ok(merger.merge(parts, path)?);
+    let key = match parts {
+        [whole] => whole.layers.key(merger.identity())?,
+        _ => None,
+    };
+    match key {
         Some(key) => cache.image(&key, build),
         None => Image::private(private, build),
     }

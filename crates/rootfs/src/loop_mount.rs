@@ -1,12 +1,15 @@
-//! Mounts an image file, with a loop device only where the kernel needs one.
+//! Mounts images and devices, with a loop device only where the kernel needs one.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
+
+use crate::mounts::Device;
 
 /// Mounts the image file `image` at `target`, read-only.
 ///
@@ -14,16 +17,29 @@ use rustix::mount::{MountFlags, mount};
 /// filesystems, mount(8) sets up a loop device that goes away with the mount.
 pub(crate) fn mount_read_only(image: &Path, fstype: &str, target: &Path) -> io::Result<()> {
     match mount(image, target, fstype, MountFlags::RDONLY, None) {
-        Err(Errno::NOTBLK) => through_loop_device(image, fstype, target),
+        Err(Errno::NOTBLK) => with_program(image, fstype, "ro,loop", target),
         other => Ok(other?),
     }
 }
 
-fn through_loop_device(image: &Path, fstype: &str, target: &Path) -> io::Result<()> {
+/// Mounts a block device or image file at `target`, read-only, with its own options.
+pub(crate) fn mount_device(device: &Device, target: &Path) -> io::Result<()> {
+    let mut options = String::from("ro");
+    if !fs::metadata(&device.source)?.file_type().is_block_device() {
+        options.push_str(",loop");
+    }
+    for option in device.options.iter().filter(|option| *option != "rw") {
+        options.push(',');
+        options.push_str(option);
+    }
+    with_program(&device.source, &device.fstype, &options, target)
+}
+
+fn with_program(image: &Path, fstype: &str, options: &str, target: &Path) -> io::Result<()> {
     // mount(8) resolves a relative target against its own idea of the working directory.
     let target = fs::canonicalize(target)?;
     let end = Command::new("mount")
-        .args(["-n", "-t", fstype, "-o", "loop,ro"])
+        .args(["-n", "-i", "-t", fstype, "-o", options])
         .args([image, &target])
         .stdin(Stdio::null())
         .output()?;
@@ -68,9 +84,9 @@ mod tests {
                 unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
                 let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
                 mount_change("/", private).unwrap();
-                through_loop_device(&image, "erofs", &target).unwrap();
+                with_program(&image, "erofs", "ro,loop", &target).unwrap();
                 assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "content");
-                let error = through_loop_device(&tree, "erofs", &target).unwrap_err();
+                let error = with_program(&tree, "erofs", "ro,loop", &target).unwrap_err();
                 assert!(error.to_string().contains("mount"), "{error}");
             });
         });

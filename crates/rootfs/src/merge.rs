@@ -13,18 +13,26 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_bind,
+    mount_change, move_mount, unmount,
+};
 use rustix::process::chdir;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::layers::{Layer, Layers, identity};
 use crate::loop_mount;
 use crate::mkfs::{self, MkfsError};
+use crate::several::Part;
 use crate::sparse;
 
 /// Most layers that overlayfs takes (`OVL_MAX_STACK`).
 const MAX_LAYERS: usize = 500;
-/// Directory names in the private tmpfs, next to the layers `0`, `1`, ...
+/// Directory in the private tmpfs at which the rootfs is put together from its parts, next to directories for
+/// each of them.
+const ROOTFS: &str = "rootfs";
+/// Directory names in such a directory, next to the layers `0`, `1`, ...
 const MERGED: &str = "merged";
 const EMPTY: &str = "empty";
 
@@ -62,10 +70,10 @@ impl Merger {
         &self.identity
     }
 
-    /// Writes an image of `layers` to the existing file `output` (an absolute path).
-    pub(crate) fn merge(&self, layers: &Layers, output: &Path) -> Result<(), MergeError> {
-        let count = layers.layers.len();
-        if count > MAX_LAYERS {
+    /// Writes an image of all `parts` to the existing file `output` (an absolute path).
+    pub(crate) fn merge(&self, parts: &[Part], output: &Path) -> Result<(), MergeError> {
+        let counts = parts.iter().map(|part| part.layers.layers.len());
+        if let Some(count) = counts.clone().find(|count| *count > MAX_LAYERS) {
             return Err(MergeError::TooMany(count));
         }
         let begin = Instant::now();
@@ -73,28 +81,36 @@ impl Merger {
         thread::scope(|scope| {
             thread::Builder::new()
                 .name("merge".into())
-                .spawn_scoped(scope, || self.merge_on_this_thread(layers, output))
+                .spawn_scoped(scope, || {
+                    self.enter_namespace().map_err(MergeError::Namespace)?;
+                    let merged = self.merge_here(parts, output);
+                    self.leave_mounts();
+                    merged
+                })
                 .map_err(MergeError::Thread)?
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         tracing::info!(
-            layers = count,
+            mounts = parts.len(),
+            layers = counts.sum::<usize>(),
             milliseconds = begin.elapsed().as_millis(),
             "made an image of a container's layers"
         );
         Ok(())
     }
 
-    fn merge_on_this_thread(&self, layers: &Layers, output: &Path) -> Result<(), MergeError> {
-        self.enter_namespace().map_err(MergeError::Namespace)?;
-        mount_layers(layers)?;
-        let holes = sparse::has_holes(Path::new(MERGED)).map_err(MergeError::Read)?;
+    fn merge_here(&self, parts: &[Part], output: &Path) -> Result<(), MergeError> {
+        fs::create_dir(ROOTFS).map_err(MergeError::Namespace)?;
+        for (number, part) in parts.iter().enumerate() {
+            add_part(&format!("part{number}"), part)?;
+        }
+        let holes = sparse::has_holes(Path::new(ROOTFS)).map_err(MergeError::Read)?;
         Ok(mkfs::run(&mut mkfs::erofs(
             &self.program,
             holes,
             output,
-            Path::new(MERGED),
+            Path::new(ROOTFS),
         ))?)
     }
 
@@ -112,6 +128,45 @@ impl Merger {
         mount("tmpfs", &self.mount_point, "tmpfs", flags, c"mode=0700")?;
         Ok(chdir(&self.mount_point)?)
     }
+
+    /// Unmounts everything, so that devices and images are free when the caller goes on: the namespace itself
+    /// ends some time after its thread.
+    fn leave_mounts(&self) {
+        let left = chdir("/").and_then(|()| unmount(&self.mount_point, UnmountFlags::DETACH));
+        if let Err(error) = left {
+            tracing::warn!(%error, "a container's layers stay mounted until their thread has ended");
+        }
+    }
+}
+
+/// Mounts a part in a new directory called `name`, and moves it to its place in the rootfs, which is looked up
+/// as if the rootfs were `/`: no link leads out of it.
+fn add_part(name: &str, part: &Part) -> Result<(), MergeError> {
+    let enter = |dir: &str| Ok(chdir(dir)?);
+    fs::create_dir(name)
+        .and_then(|()| enter(name))
+        .map_err(MergeError::Namespace)?;
+    mount_layers(&part.layers)?;
+    enter("..").map_err(MergeError::Namespace)?;
+    let place = || -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // What was mounted last, if there is something already.
+        let rootfs = open(ROOTFS, flags, Mode::empty())?;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let target = match part.target.as_str() {
+            "" => rootfs,
+            target => openat2(&rootfs, target, flags, Mode::empty(), inside)?,
+        };
+        let merged = Path::new(name).join(MERGED);
+        Ok(move_mount(
+            CWD,
+            &merged,
+            &target,
+            "",
+            MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+        )?)
+    };
+    place().map_err(|error| MergeError::Place(part.target.clone(), error))
 }
 
 /// Mounts each layer in the working directory, under a short name without
@@ -124,6 +179,7 @@ fn mount_layers(layers: &Layers) -> Result<(), MergeError> {
             .and_then(|()| match layer {
                 Layer::Directory(path) => Ok(mount_bind(path, &name)?),
                 Layer::Erofs(path) => loop_mount::mount_read_only(path, "erofs", Path::new(&name)),
+                Layer::Device(device) => loop_mount::mount_device(device, Path::new(&name)),
             })
             .map_err(|error| MergeError::MountLayer(layer.path().into(), error))?;
         names.push(name);
@@ -176,6 +232,9 @@ pub enum MergeError {
     /// The merged view cannot be mounted.
     #[error("The layers cannot be merged with overlayfs")]
     Overlay(#[source] io::Error),
+    /// A mount's target, or the rootfs itself (empty).
+    #[error("Nothing can be mounted at {0:?} in the rootfs; it must be a directory there")]
+    Place(String, #[source] io::Error),
     /// The merged view cannot be read.
     #[error("The merged layers cannot be read")]
     Read(#[source] io::Error),

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use crate::layers::{Layer, LayerError, Layers};
+use crate::several::{self, Part};
 
 /// One mount as containerd describes it (`containerd.types.Mount`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +43,13 @@ pub(crate) enum Plan {
     Layers {
         layers: Layers,
         /// What the container may write to.
+        writable: Writable,
+    },
+    /// Make an image of all that results from several mounts.
+    Several {
+        /// In the order in which they are mounted; the first is for the rootfs itself.
+        parts: Vec<Part>,
+        /// What the container may write to; never a disk with content.
         writable: Writable,
     },
 }
@@ -98,16 +106,22 @@ const OVERLAY_READING: [&str; 3] = ["userxattr", "metacopy", "redirect_dir"];
 
 /// Decides how the rootfs described by `mounts` gets into a VM.
 pub(crate) fn plan(mounts: &[Mount]) -> Result<Plan, MountError> {
-    let mount = match mounts {
-        [] => return Err(MountError::None),
-        [mount] => mount,
-        several => {
-            let types: Vec<_> = several.iter().map(|mount| mount.fstype.as_str()).collect();
-            return Err(MountError::Several(types.join(", ")));
-        }
-    };
-    if !matches!(mount.target.as_str(), "" | "/") {
-        return Err(MountError::Target(mount.target.clone()));
+    match mounts {
+        [] => Err(MountError::None),
+        [mount] if several::is_root(&mount.target) => plan_one(mount),
+        several => several::plan(several),
+    }
+}
+
+/// Decides it for one mount, wherever it is for.
+pub(crate) fn plan_one(mount: &Mount) -> Result<Plan, MountError> {
+    let texts = [&mount.source, &mount.target];
+    if let Some(template) = texts
+        .into_iter()
+        .chain(&mount.options)
+        .find(|text| text.contains("{{"))
+    {
+        return Err(MountError::Template(template.clone()));
     }
     match mount.fstype.as_str() {
         "overlay" => overlay(mount),
@@ -327,22 +341,17 @@ pub enum MountError {
     /// An empty list.
     #[error("The task has no rootfs mount; create the container with a snapshot")]
     None,
-    /// More than one mount; holds their types.
+    /// A mount for a place inside the rootfs comes first.
     #[error(
-        "The rootfs consists of several mounts ({0}); use a snapshotter that gives one, such as overlayfs"
-    )]
-    Several(String),
-    /// A mount for a place inside the rootfs.
-    #[error(
-        "The rootfs mount is for {0:?} inside the rootfs; only a mount of the whole rootfs can be used"
+        "The first rootfs mount is for {0:?} inside the rootfs; there must be one for the rootfs itself before it"
     )]
     Target(String),
     /// A mount without a type that is no bind mount either; holds the source.
     #[error("The rootfs mount of {0:?} has no filesystem type")]
     NoType(String),
-    /// A type such as `format/mkdir/overlay`, for runtimes that expand it themselves.
+    /// A type such as `format/mkdir/overlay`, or a text with `{{ mount 0 }}`, for runtimes that expand them themselves.
     #[error(
-        "The rootfs mount has the type {0:?}, a template that containerd's mount manager should have expanded; \
+        "The rootfs mount has {0:?}, a template that containerd's mount manager should have expanded; \
          use the overlayfs, blockfile or devmapper snapshotter"
     )]
     Template(String),

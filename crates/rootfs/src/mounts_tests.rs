@@ -86,7 +86,7 @@ fn an_overlay_s_layers_keep_their_order_and_odd_names() {
     let upper = dir.path().join("upper");
     let of = |options: &[&str]| match plan(&[mount("overlay", "overlay", options)]).unwrap() {
         Plan::Layers { layers, writable } => (layers, writable),
-        Plan::Device(device) => panic!("{device:?}"),
+        other => panic!("{other:?}"),
     };
     let (layers, writable) = of(&options);
     assert_eq!(writable, Writable::DiskWith(upper.clone()));
@@ -114,7 +114,12 @@ fn what_cannot_be_used_is_named() {
     let image = file.path().to_str().unwrap();
     assert!(refused(&[]).contains("no rootfs mount"));
     let two = [mount("erofs", image, &[]), mount("overlay", "overlay", &[])];
-    assert!(refused(&two).contains("erofs, overlay"));
+    assert!(refused(&two).contains("no lowerdir"));
+    let two = [
+        mount("erofs", image, &[]),
+        mount("overlay", "overlay", &["lowerdir={{ mount 0 }}"]),
+    ];
+    assert!(refused(&two).contains("{{ mount 0 }}"));
     let template = mount("format/mkdir/overlay", "overlay", &[]);
     assert!(refused(&[template]).contains("format/mkdir/overlay"));
     assert!(refused(&[mount("ext4", path, &[])]).contains("neither a block device"));
@@ -130,4 +135,56 @@ fn what_cannot_be_used_is_named() {
     let mut inside = mount("bind", path, &[]);
     inside.target = "/data".into();
     assert!(refused(&[inside]).contains("/data"));
+}
+
+#[test]
+fn of_several_mounts_the_last_at_the_rootfs_says_what_can_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let image = file.path().to_str().unwrap();
+    let at = |target: &str, mount: Mount| Mount {
+        target: target.into(),
+        ..mount
+    };
+    let upper = dir.path().join("upper");
+    fs::create_dir(&upper).unwrap();
+    fs::write(upper.join("file"), "x").unwrap();
+    let overlay = [
+        format!("lowerdir={path}"),
+        format!("upperdir={}", upper.display()),
+    ];
+    let overlay = overlay.each_ref().map(String::as_str);
+    let ro = || mount("bind", path, &["rbind", "ro"]);
+    for (mounts, expected) in [
+        (
+            vec![ro(), at("/", mount("ext4", image, &["loop"]))],
+            Writable::EmptyDisk,
+        ),
+        (vec![mount("bind", path, &["rbind"]), ro()], Writable::No),
+        (
+            vec![ro(), at("data", mount("bind", path, &["rbind"]))],
+            Writable::No,
+        ),
+        (
+            vec![mount("overlay", "overlay", &overlay), at("data", ro())],
+            Writable::EmptyDisk,
+        ),
+    ] {
+        let Plan::Several { parts, writable } = plan(&mounts).unwrap() else {
+            panic!("not several");
+        };
+        assert_eq!(parts.len(), 2);
+        assert_eq!(writable, expected, "{mounts:?}");
+        assert_eq!(upper_dir(&mounts), None);
+        if mounts[0].fstype == "overlay" {
+            assert_eq!(
+                parts[0].layers.layers,
+                [
+                    Layer::Directory(upper.clone()),
+                    Layer::Directory(path.into())
+                ]
+            );
+        }
+    }
 }

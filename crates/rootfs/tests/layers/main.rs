@@ -6,6 +6,7 @@
 mod erofs_layers;
 mod failures;
 mod listing;
+mod several;
 mod snapshots;
 
 use std::fs;

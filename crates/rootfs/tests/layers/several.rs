@@ -1,0 +1,161 @@
+//! A rootfs of several mounts.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use fc_rootfs::Mount;
+
+use crate::snapshots::{Host, in_namespace, mount_image, possible};
+use crate::{CHANGES, base, layers_of, list_image};
+
+fn bind(source: &Path, target: &str, options: &[&str]) -> Mount {
+    mount("bind", source, target, options)
+}
+
+fn mount(fstype: &str, source: &Path, target: &str, options: &[&str]) -> Mount {
+    Mount {
+        fstype: fstype.into(),
+        source: source.to_str().unwrap().into(),
+        target: target.into(),
+        options: options.iter().map(|option| (*option).into()).collect(),
+    }
+}
+
+fn sh(host: &Host, script: &str) {
+    let end = Command::new("sh")
+        .args(["-euc", script])
+        .current_dir(host.path("."))
+        .status()
+        .unwrap();
+    assert!(end.success());
+}
+
+/// The loop devices of the host's files, but for the images that tests themselves mount.
+fn loop_devices(host: &Host) -> Vec<String> {
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    let files =
+        devices.filter_map(|dev| fs::read_to_string(dev.path().join("loop/backing_file")).ok());
+    let ours = host.path("").display().to_string();
+    let tests = host.path("vm").display().to_string();
+    files
+        .filter(|file| file.contains(&ours) && !file.contains(&tests))
+        .collect()
+}
+
+#[tokio::test]
+async fn each_is_mounted_in_order_at_its_target() {
+    if !possible() {
+        return;
+    }
+    let host = Host::new();
+    let base = base(&host);
+    let layers = host.layer("2", &base, CHANGES);
+    sh(
+        &host,
+        "mkdir -p covered 1/fs/data/inner ext4-tree/deeper erofs-tree bound
+         echo covered > covered/file; echo ext4 > ext4-tree/deeper/file; echo erofs > erofs-tree/file; echo bound > bound/file
+         ln -s /data/inner 1/fs/way
+         truncate -s 16M data.ext4; mkfs.ext4 -q -F -d ext4-tree data.ext4
+         mkfs.erofs --quiet tree.erofs erofs-tree",
+    );
+    let mounts = [
+        bind(&host.path("covered"), "", &["rbind", "rw"]),
+        host.active("3", &layers),
+        mount(
+            "ext4",
+            &host.path("data.ext4"),
+            "/data",
+            &["loop", "noatime"],
+        ),
+        mount(
+            "erofs",
+            &host.path("tree.erofs"),
+            "data/deeper",
+            &["loop", "ro"],
+        ),
+        bind(&host.path("bound"), "bin/link", &["rbind", "ro"]),
+    ];
+    let prepared = host.rootfs().prepare(&mounts, &host.files("c")).await;
+    let (image, disk) = layers_of(prepared.unwrap());
+    assert!(!image.is_shared() && disk.is_some());
+    in_namespace(|| {
+        let at = host.path("image");
+        mount_image(image.path(), &at, "ro");
+        let read = |name: &str| fs::read_to_string(at.join(name)).unwrap();
+        assert_eq!(read("data/deeper/file"), "erofs\n");
+        assert_eq!(read("bin/link/file"), "bound\n");
+        assert_eq!(read("bin/d"), "replaced\n");
+        assert!(!at.join("file").exists() && !at.join("data/inner").exists());
+        assert!(!at.join("gone").exists());
+    });
+    let text = list_image(&host, image.path()).join("\n");
+    assert!(text.contains("security.capability"), "{text}");
+    assert_eq!(loop_devices(&host), [""; 0]);
+    drop((image, disk));
+    assert_eq!(fs::read_dir(host.path("vm")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_target_is_inside_the_rootfs_whatever_links_say() {
+    if !possible() {
+        return;
+    }
+    let host = Host::new();
+    sh(
+        &host,
+        "mkdir -p root/etc content outside; echo content > content/file
+         ln -s /etc root/absolute; ln -s ../../../../../../etc root/relative",
+    );
+    for target in ["absolute", "relative", "../../etc", "/etc/../etc"] {
+        let mounts = [
+            bind(&host.path("root"), "", &["rbind", "ro"]),
+            bind(&host.path("content"), target, &["rbind", "ro"]),
+        ];
+        let prepared = host.rootfs().prepare(&mounts, &host.files("c")).await;
+        let (image, disk) = layers_of(prepared.unwrap());
+        assert!(disk.is_none());
+        let listed = list_image(&host, image.path()).join("\n");
+        assert!(listed.contains("etc/file"), "{target}: {listed}");
+    }
+    assert!(!Path::new("/etc/file").exists());
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_those_before_one_that_fails() {
+    if !possible() {
+        return;
+    }
+    let host = Host::new();
+    sh(
+        &host,
+        "mkdir -p tree/etc; echo x > tree/file; truncate -s 16M a.ext4 broken.ext4; mkfs.ext4 -q -F -d tree a.ext4",
+    );
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let first = || mount("ext4", &host.path("a.ext4"), "", &["loop"]);
+    for (second, part) in [
+        (bind(&host.path("tree"), "missing", &["rbind"]), "missing"),
+        (bind(&host.path("tree"), "file", &["rbind"]), "\"file\""),
+        (
+            mount("ext4", &host.path("broken.ext4"), "etc", &["loop"]),
+            "broken.ext4",
+        ),
+    ] {
+        let mounts = [first(), second];
+        let prepared = host.rootfs().prepare(&mounts, &host.files("c")).await;
+        let error = prepared.unwrap_err();
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        assert!(text.contains(part), "{text}");
+        assert_eq!(fs::read_dir(host.path("vm")).unwrap().count(), 0);
+        assert_eq!(loop_devices(&host), [""; 0]);
+    }
+    let ours = host.path("").display().to_string();
+    let after = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!before.contains(&ours) && !after.contains(&ours));
+}
