@@ -18,6 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::OnSetup;
 use crate::daemon::{BOUND, Daemon, address, calls, client, create, ctx, failed, info, of, stop};
 use crate::fixture::{Flavor, Instance, Setup};
+use crate::tap::Tap;
 
 /// Each starts an instance and a daemon of its own.
 pub const TESTS: &[(&str, OnSetup)] = &[
@@ -50,7 +51,7 @@ fn every_call(setup: &Setup, flavor: &Flavor) {
                 ..FirecrackerBalloonDevice::default()
             }),
             // Without an interface that reaches it a VM has no metadata service.
-            NetworkInterfaces: vec![tap.interface()],
+            NetworkInterfaces: vec![interface(&tap)],
             ContainerCount: 2,
             ..create(&id)
         };
@@ -119,38 +120,17 @@ fn every_call(setup: &Setup, flavor: &Flavor) {
     );
 }
 
-/// A tap of the host, for one VM.
-struct Tap(String);
-
-impl Tap {
-    fn new() -> Self {
-        let tap = Self(format!("fce2e{}", std::process::id() % 1_000_000));
-        assert!(ip(&["tuntap", "add", "dev", &tap.0, "mode", "tap"]));
-        tap
+/// An interface through which the guest reaches the VM's metadata.
+fn interface(tap: &Tap) -> FirecrackerNetworkInterface {
+    FirecrackerNetworkInterface {
+        AllowMMDS: true,
+        StaticConfig: MessageField::some(StaticNetworkConfiguration {
+            MacAddress: "06:00:c0:00:02:01".to_owned(),
+            HostDevName: tap.name().to_owned(),
+            ..StaticNetworkConfiguration::default()
+        }),
+        ..FirecrackerNetworkInterface::default()
     }
-
-    fn interface(&self) -> FirecrackerNetworkInterface {
-        FirecrackerNetworkInterface {
-            AllowMMDS: true,
-            StaticConfig: MessageField::some(StaticNetworkConfiguration {
-                MacAddress: "06:00:c0:00:02:01".to_owned(),
-                HostDevName: self.0.clone(),
-                ..StaticNetworkConfiguration::default()
-            }),
-            ..FirecrackerNetworkInterface::default()
-        }
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        ip(&["link", "delete", &self.0]);
-    }
-}
-
-fn ip(args: &[&str]) -> bool {
-    let status = std::process::Command::new("ip").args(args).status();
-    status.is_ok_and(|status| status.success())
 }
 
 fn paths(info: &GetVMInfoResponse) -> Vec<PathBuf> {

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::OnSetup;
 use crate::fixture::{Finished, Flavor, Instance, Setup, finish};
+use crate::tap::Tap;
 
 /// Run with the machine's containerd.
 pub const TESTS: &[(&str, OnSetup)] = &[

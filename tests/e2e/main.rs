@@ -9,6 +9,7 @@
 //! containerd newer than the machine's.
 
 mod control;
+mod ctl;
 mod daemon;
 mod drives;
 mod drives_vm;
@@ -21,6 +22,7 @@ mod reconnect;
 mod rootfs;
 mod run;
 mod shared_vm;
+mod tap;
 mod volumes;
 
 use std::sync::Arc;
@@ -69,8 +71,9 @@ fn main() {
         let own = errors::TESTS
             .iter()
             .chain(lifecycle::TESTS)
-            .chain(reconnect::TESTS)
             .chain(control::TESTS)
+            .chain(reconnect::TESTS)
+            .chain(ctl::TESTS)
             .chain(drives::OWN)
             .chain(jail::OWN)
             .filter(|_| i == 0)
@@ -143,13 +146,14 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(rootfs::SMOKE)
         .chain(rootfs::TESTS)
         .chain(shared_vm::TESTS)
-        .chain(drives::TESTS)
         .chain(volumes::TESTS)
+        .chain(drives::TESTS)
         .map(|(name, _)| name)
         .chain(errors::TESTS.iter().map(|(name, _)| name))
         .chain(lifecycle::TESTS.iter().map(|(name, _)| name))
-        .chain(reconnect::TESTS.iter().map(|(name, _)| name))
         .chain(control::TESTS.iter().map(|(name, _)| name))
+        .chain(reconnect::TESTS.iter().map(|(name, _)| name))
+        .chain(ctl::TESTS.iter().map(|(name, _)| name))
         .chain(drives::OWN.iter().map(|(name, _)| name))
         .chain(jail::OWN.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER_2_1.iter().map(|(name, _)| name))

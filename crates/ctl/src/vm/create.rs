@@ -6,12 +6,13 @@ use clap::Args;
 use fc_proto::control::{
     CreateVMRequest, CreateVMResponse, DriveExposePolicy, FirecrackerBalloonDevice,
     FirecrackerDriveMount, FirecrackerMachineConfiguration, FirecrackerNetworkInterface,
-    FirecrackerRootDrive, JailerConfig, StaticNetworkConfiguration,
+    FirecrackerRootDrive, JailerConfig,
 };
 use fc_proto::protobuf::MessageField;
 use serde::Serialize;
 
 use super::mount::Mount;
+use super::tap::Tap;
 use super::{call_error, progress};
 use crate::error::CtlError;
 use crate::host::Host;
@@ -59,9 +60,10 @@ pub struct CreateArgs {
     /// `host=PATH,vm=PATH,type=FSTYPE[,rw][,cache=Unsafe|Writeback][,option=MOUNT-OPTION]...`
     #[arg(long, value_name = "SPEC")]
     mount: Vec<Mount>,
-    /// A tap device for the guest's network; can be repeated: `NAME[,MAC]`.
+    /// A tap device for the guest's network; can be repeated: `NAME[,mac=MAC][,mmds]`. With `mmds` the guest
+    /// reaches the VM's metadata through it.
     #[arg(long, value_name = "TAP")]
-    tap: Vec<String>,
+    tap: Vec<Tap>,
     /// How many containers the VM has room for.
     #[arg(long, value_name = "N", default_value_t = 1)]
     containers: u16,
@@ -205,7 +207,11 @@ fn request(host: &Host, args: &CreateArgs) -> CreateVMRequest {
             })
         })),
         DriveMounts: args.mount.iter().map(FirecrackerDriveMount::from).collect(),
-        NetworkInterfaces: args.tap.iter().map(|tap| interface(tap)).collect(),
+        NetworkInterfaces: args
+            .tap
+            .iter()
+            .map(FirecrackerNetworkInterface::from)
+            .collect(),
         ContainerCount: args.containers.into(),
         ExitAfterAllTasksDeleted: args.exit_after_all_tasks,
         JailerConfig: MessageField(args.jail.map(|user| Box::new(jail(args, user)))),
@@ -221,18 +227,6 @@ fn request(host: &Host, args: &CreateArgs) -> CreateVMRequest {
             })
         })),
         ..CreateVMRequest::default()
-    }
-}
-
-fn interface(tap: &str) -> FirecrackerNetworkInterface {
-    let (name, mac) = tap.split_once(',').unwrap_or((tap, ""));
-    FirecrackerNetworkInterface {
-        StaticConfig: MessageField::some(StaticNetworkConfiguration {
-            HostDevName: name.to_owned(),
-            MacAddress: mac.to_owned(),
-            ..StaticNetworkConfiguration::default()
-        }),
-        ..FirecrackerNetworkInterface::default()
     }
 }
 
@@ -280,14 +274,5 @@ mod tests {
         for bad in ["1000", "a:1", "1:-1", ""] {
             assert!(user(bad).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn taps() {
-        let config = |tap| interface(tap).StaticConfig.unwrap_or_default();
-        assert_eq!(config("tap0").HostDevName, "tap0");
-        let with_mac = config("tap1,02:00:00:00:00:01");
-        assert_eq!(with_mac.HostDevName, "tap1");
-        assert_eq!(with_mac.MacAddress, "02:00:00:00:00:01");
     }
 }

@@ -8,6 +8,7 @@ mod list;
 mod metadata;
 mod mount;
 mod progress;
+mod tap;
 mod text;
 
 use clap::Subcommand;
@@ -43,7 +44,7 @@ pub enum VmCommand {
     /// Wait until a VM and its shim have ended.
     #[command(after_help = "Example:\n  firecracker-ctl vm wait web && echo gone")]
     Wait(Id),
-    /// A VM's metadata, as the guest's metadata service shows it.
+    /// A VM's metadata, as the guest's metadata service shows it. Needs an interface with it (`vm create --tap NAME,mmds`).
     Metadata {
         /// What to do with it.
         #[command(subcommand)]
