@@ -1,8 +1,9 @@
 //! Events for containerd: a queue that keeps their order and survives a restart of containerd.
 
-use std::collections::VecDeque;
+mod queue;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fc_proto::containerd::shim::event::Envelope;
@@ -11,15 +12,15 @@ use fc_proto::containerd::shim_async::EventsClient;
 use fc_proto::protobuf::well_known_types::any::Any;
 use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
 use fc_proto::protobuf::{self, MessageField, MessageFull};
-use fc_proto::ttrpc::{self, Error as RpcError};
-use tokio::sync::watch;
+use fc_proto::ttrpc::Error as RpcError;
 
 use crate::client;
+use queue::Queue;
 
-/// Events that are kept while containerd does not take them.
-const CAPACITY: usize = 4096;
 /// How long containerd may take over one event.
 const FORWARD_BOUND: Duration = Duration::from_secs(5);
+/// Attempts at an event, each over a new connection, when it is not the connection that fails.
+const ATTEMPTS: u32 = 3;
 /// Pauses between attempts to reach a containerd that is away.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
@@ -29,19 +30,11 @@ pub struct Events {
     namespace: String,
 }
 
-struct Queue {
-    waiting: Mutex<VecDeque<Envelope>>,
-    length: watch::Sender<usize>,
-}
-
 impl Events {
     /// Sends events to the containerd whose ttrpc socket is at `address`, beginning with the
     /// first event. Events of the VM itself belong to `namespace`.
     pub fn new(address: PathBuf, namespace: &str) -> Self {
-        let queue = Arc::new(Queue {
-            waiting: Mutex::default(),
-            length: watch::Sender::new(0),
-        });
+        let queue = Arc::new(Queue::new());
         tokio::spawn(send_all(Arc::clone(&queue), address));
         Self {
             queue,
@@ -57,14 +50,14 @@ impl Events {
         }
     }
 
-    /// Queues an event as it is.
+    /// Queues an event as it is. One of more than 1 MiB is lost: it could not be sent.
     pub fn forward(&self, event: Envelope) {
         self.queue.push(event);
     }
 
     /// Waits until everything was sent, but no longer than `bound`.
     pub async fn flush(&self, bound: Duration) {
-        let mut length = self.queue.length.subscribe();
+        let mut length = self.queue.length();
         let empty = length.wait_for(|length| *length == 0);
         if tokio::time::timeout(bound, empty).await.is_err() {
             tracing::warn!("containerd did not take the last events");
@@ -95,39 +88,50 @@ pub fn envelope(
     })
 }
 
-impl Queue {
-    fn push(&self, event: Envelope) {
-        let mut waiting = self.lock();
-        if waiting.len() == CAPACITY {
-            tracing::warn!("Too many events wait for containerd; the oldest is lost");
-            waiting.pop_front();
+/// Why containerd did not take an event.
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    /// It is not there, or went away.
+    #[error("Cannot reach containerd")]
+    Unreachable(#[source] RpcError),
+    /// It is there and says nothing.
+    #[error("containerd did not answer within {FORWARD_BOUND:?}")]
+    Silent,
+    /// It refused the event.
+    #[error("containerd refused it")]
+    Refused(#[source] RpcError),
+    /// The event makes no message, or the answer makes no sense; or the connection had ended before, which
+    /// the RPC library does not tell apart.
+    #[error("The call failed")]
+    Call(#[source] RpcError),
+}
+
+impl SendError {
+    /// What the RPC library or containerd said.
+    fn cause(&self) -> Option<String> {
+        match self {
+            Self::Refused(RpcError::RpcStatus(status)) => Some(status.message.clone()),
+            Self::Refused(e) | Self::Call(e) | Self::Unreachable(e) => Some(e.to_string()),
+            Self::Silent => None,
         }
-        waiting.push_back(event);
-        self.length.send_replace(waiting.len());
     }
+}
 
-    fn front(&self) -> Option<Envelope> {
-        self.lock().front().cloned()
-    }
-
-    /// Removes the event that was sent, unless it was pushed out meanwhile.
-    fn sent(&self, event: &Envelope) {
-        let mut waiting = self.lock();
-        if waiting.front() == Some(event) {
-            waiting.pop_front();
+impl From<RpcError> for SendError {
+    fn from(error: RpcError) -> Self {
+        match error {
+            RpcError::RpcStatus(_) => Self::Refused(error),
+            RpcError::Others(_) => Self::Call(error),
+            _ => Self::Unreachable(error),
         }
-        self.length.send_replace(waiting.len());
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Envelope>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 async fn send_all(queue: Arc<Queue>, address: PathBuf) {
-    let mut length = queue.length.subscribe();
+    let mut length = queue.length();
     let mut client = None;
     let mut pause = RETRY[0];
+    let mut failed = 0;
     loop {
         let Some(event) = queue.front() else {
             if length.changed().await.is_err() {
@@ -135,25 +139,21 @@ async fn send_all(queue: Arc<Queue>, address: PathBuf) {
             }
             continue;
         };
-        match send(&mut client, &address, event.clone()).await {
-            Ok(()) => {}
-            Err(RpcError::RpcStatus(status)) => {
-                tracing::warn!(
-                    topic = event.topic,
-                    "containerd refused an event: {}",
-                    status.message
-                );
-            }
-            Err(error) => {
-                tracing::debug!("containerd cannot be told of an event: {error}");
+        if let Err(error) = send(&mut client, &address, event.clone()).await {
+            failed += u32::from(matches!(error, SendError::Call(_)));
+            // One event must not keep all others back.
+            if !matches!(error, SendError::Refused(_)) && failed < ATTEMPTS {
+                tracing::debug!(cause = error.cause(), "An event has to wait: {error}");
                 client = None;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY[1]);
                 continue;
             }
+            let topic = event.topic.as_str();
+            tracing::warn!(topic, cause = error.cause(), "An event is lost: {error}");
         }
-        pause = RETRY[0];
-        queue.sent(&event);
+        (pause, failed) = (RETRY[0], 0);
+        queue.done(&event);
     }
 }
 
@@ -161,22 +161,129 @@ async fn send(
     client: &mut Option<EventsClient>,
     address: &Path,
     event: Envelope,
-) -> ttrpc::Result<()> {
+) -> Result<(), SendError> {
     let client = match client {
         Some(client) => client,
         None => client.insert(connect(address).await?),
     };
-    let context = client::context(&event.namespace, FORWARD_BOUND);
+    // Without a bound of its own, which would look like any other failure of the call.
+    let context = client::context(&event.namespace, Duration::ZERO);
     let request = ForwardRequest {
         envelope: MessageField::some(event),
         ..ForwardRequest::default()
     };
-    client.forward(context, &request).await.map(drop)
+    let answer = tokio::time::timeout(FORWARD_BOUND, client.forward(context, &request));
+    answer.await.map_err(|_| SendError::Silent)??;
+    Ok(())
 }
 
-async fn connect(address: &Path) -> ttrpc::Result<EventsClient> {
+async fn connect(address: &Path) -> Result<EventsClient, RpcError> {
     let client = client::connect(address)
         .await
         .map_err(|e| RpcError::Socket(e.to_string()))?;
     Ok(EventsClient::new(client))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fc_proto::protobuf::Message;
+    use fc_proto::ttrpc;
+    use std::io;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{UnixListener, UnixStream};
+
+    /// Reads a request of ttrpc: its stream's id and the topic of the event in it.
+    async fn try_read(stream: &mut UnixStream) -> io::Result<(u32, String)> {
+        let length = stream.read_u32().await?;
+        let id = stream.read_u32().await?;
+        stream.read_u16().await?;
+        let mut body = vec![0; usize::try_from(length).unwrap()];
+        stream.read_exact(&mut body).await?;
+        let request = ttrpc::Request::parse_from_bytes(&body)?;
+        let request = ForwardRequest::parse_from_bytes(&request.payload)?;
+        Ok((id, request.envelope.unwrap().topic))
+    }
+
+    async fn read(stream: &mut UnixStream) -> (u32, String) {
+        try_read(stream).await.unwrap()
+    }
+
+    async fn answer(stream: &mut UnixStream, id: u32, body: &[u8]) {
+        let mut message = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
+        message.extend(id.to_be_bytes());
+        message.extend([2, 0]);
+        message.extend(body);
+        stream.write_all(&message).await.unwrap();
+    }
+
+    fn event(topic: &str, length: usize) -> Envelope {
+        Envelope {
+            topic: topic.to_owned(),
+            event: MessageField::some(Any {
+                value: vec![0; length],
+                ..Any::default()
+            }),
+            ..Envelope::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_cannot_be_sent_keeps_no_other_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("containerd.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let events = Events::new(socket, "ns");
+        events.forward(event("/too/long", 5 << 20));
+        events.forward(event("/not/understood", 0));
+        events.forward(event("/good", 0));
+
+        for _ in 0..ATTEMPTS {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (id, topic) = read(&mut stream).await;
+            assert_eq!(topic, "/not/understood");
+            // No message at all: the call fails, although the connection is good.
+            answer(&mut stream, id, &[0xff]).await;
+            if let Ok((id, topic)) = try_read(&mut stream).await {
+                assert_eq!(topic, "/good");
+                answer(&mut stream, id, &[]).await;
+            }
+        }
+        let mut length = events.queue.length();
+        length.wait_for(|length| *length == 0).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_event_is_kept_while_containerd_is_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("containerd.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let events = Events::new(socket, "ns");
+        events.forward(event("/kept", 0));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert_eq!(read(&mut stream).await.1, "/kept");
+        drop(stream);
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert_eq!(read(&mut stream).await.1, "/kept");
+    }
+
+    #[tokio::test]
+    async fn events_go_on_after_containerd_was_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("containerd.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let events = Events::new(socket, "ns");
+        let mut length = events.queue.length();
+        for topic in ["/before", "/after", "/at/last"] {
+            events.forward(event(topic, 0));
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (id, read) = read(&mut stream).await;
+            assert_eq!(read, topic);
+            answer(&mut stream, id, &[]).await;
+            length.wait_for(|length| *length == 0).await.unwrap();
+            drop(stream);
+            // The client hears of it now or with the next event; nothing may be lost either way.
+            tokio::task::yield_now().await;
+        }
+    }
 }
