@@ -58,7 +58,9 @@ fn every_command(setup: &Setup, flavor: &Flavor) {
         "160",
     ];
     let balloon = ["--balloon", "8", "--balloon-stats", "1"];
-    let created = ctl.json(&[&create[..], &balloon].concat());
+    let tap = Tap::new();
+    let interface = format!("{},mmds", tap.name());
+    let created = ctl.json(&[&create[..], &balloon, &["--tap", &interface]].concat());
     assert_eq!(created["id"], "web");
     assert_eq!(ctl.run(&create).expect(4).text(), "", "it exists already");
 
