@@ -33,7 +33,8 @@ pub struct Config {
     /// The guest's root file system, an image or a block device.
     /// Default `/var/lib/firecracker-containerd/runtime/default-rootfs.img`.
     pub root_drive: PathBuf,
-    /// Firecracker's CPU template; empty means none. Default `T2` on Intel x86_64, else empty.
+    /// Firecracker's CPU template of VMs whose request names none; empty means none. The emulator, which has no
+    /// templates, starts them without. Default `T2` on Intel x86_64, else empty.
     pub cpu_template: String,
     /// What is logged. Default nothing set.
     pub log_levels: LogLevels,

@@ -174,6 +174,16 @@ impl fmt::Display for Undone<'_> {
     }
 }
 
+/// What [`bury`] did.
+#[derive(Debug)]
+pub struct Burial {
+    /// What [`clean_up`] answers.
+    pub outcome: Result<CleanUp, CleanUpError>,
+    /// Whether this call took the last trace of a VM that had a VMM. Of all who try only one gets that answer,
+    /// so it is for that one to tell containerd that the VM is no more.
+    pub ended_vm: bool,
+}
+
 /// Undoes what a VM's dead shim left: its VMM, sockets and directory. A VM with a shim is
 /// left alone, so that this may be called for any VM at any time.
 ///
@@ -182,13 +192,32 @@ impl fmt::Display for Undone<'_> {
 /// # Errors
 /// See [`CleanUpError`].
 pub fn clean_up(dir: &VmDir) -> Result<CleanUp, CleanUpError> {
+    bury(dir).outcome
+}
+
+/// The same, for those who tell containerd about it. Blocks as [`clean_up`] does.
+#[must_use]
+pub fn bury(dir: &VmDir) -> Burial {
+    let mut ended_vm = false;
+    let outcome = under_lock(dir, || {
+        let had_vmm = State::had_vmm(dir);
+        let errors = state::undo(dir);
+        // While the record is there, the next one finds it.
+        ended_vm = had_vmm && !State::had_vmm(dir);
+        errors
+    });
+    Burial { outcome, ended_vm }
+}
+
+/// Runs `undo` if the VM has a directory and no shim.
+fn under_lock(dir: &VmDir, undo: impl FnOnce() -> Vec<UndoError>) -> Result<CleanUp, CleanUpError> {
     let Some(start) = StartLock::take_existing(dir)? else {
         return Ok(CleanUp::Nothing);
     };
     if start.try_shim_lock()?.is_none() {
         return Ok(CleanUp::Alive);
     }
-    let errors = state::undo(dir);
+    let errors = undo();
     if errors.is_empty() {
         Ok(CleanUp::Done)
     } else {
@@ -255,5 +284,31 @@ mod tests {
         assert_eq!(clean_up(&alive).unwrap(), CleanUp::Done);
         assert!(find(base.path(), "ns", "b-alive").unwrap().is_none());
         assert!(base.path().join("no-vm").exists());
+    }
+
+    #[test]
+    fn the_end_of_a_vm_is_news_for_one() {
+        let base = tempfile::tempdir().unwrap();
+        let without = vm_dir(base.path(), "never-ran");
+        State::new(&without).store(&without).unwrap();
+        assert!(!bury(&without).ended_vm);
+
+        let dir = vm_dir(base.path(), "ran");
+        let mut vmm = std::process::Command::new("true").spawn().unwrap();
+        let state = State {
+            vmm: ProcessId::of(vmm.id()),
+            ..State::new(&dir)
+        };
+        vmm.wait().unwrap();
+        state.store(&dir).unwrap();
+        let shim = StartLock::take(&dir).unwrap();
+        let lock = shim.try_shim_lock().unwrap().unwrap();
+        drop(shim);
+        assert!(!bury(&dir).ended_vm, "it has a shim");
+        drop(lock);
+        let burial = bury(&dir);
+        assert_eq!(burial.outcome.unwrap(), CleanUp::Done);
+        assert!(burial.ended_vm);
+        assert!(!bury(&dir).ended_vm, "somebody knows already");
     }
 }

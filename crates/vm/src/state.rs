@@ -113,6 +113,15 @@ impl State {
             .map_err(|e| error(e.into()))
     }
 
+    /// Whether the VM of `dir` has, or had, a VMM. Without a readable record nobody knows: no.
+    #[must_use]
+    pub fn had_vmm(dir: &VmDir) -> bool {
+        Self::load(dir)
+            .ok()
+            .flatten()
+            .is_some_and(|state| state.vmm.is_some())
+    }
+
     /// Replaces the record of `dir` atomically.
     ///
     /// # Errors

@@ -108,11 +108,15 @@ async fn prepare(
     Ok(Arc::new(Runc::prepare(setup).await?))
 }
 
+/// Whether a VMM needs no KVM, because it emulates a CPU of its own.
+fn emulates(vmm: &Path) -> bool {
+    vmm.file_name().is_some_and(|name| name == EMULATOR)
+}
+
 /// A failure on a host whose KVM is not what the VMM needs says so first. Nothing is refused
 /// beforehand: a paravirtual KVM does run guests that are made for it.
 fn name_kvm(error: BootError, vmm: PathBuf) -> BootError {
-    let emulates = vmm.file_name().is_some_and(|name| name == EMULATOR);
-    if emulates || !error.may_be_of_the_vmm() {
+    if emulates(&vmm) || !error.may_be_of_the_vmm() {
         return error;
     }
     match kvm::probe() {
@@ -157,9 +161,11 @@ impl Host<'_> {
             .begin("show files to the VMM", WaitsFor::Nobody);
         let shown = self.show(&spec, &fifos).await?;
         drop(showing);
+        let emulates = emulates(vmm);
         let vmm = self.start(vmm, &fifos, state).await?;
         let start = async {
-            self.configure(&vmm, &spec, &shown, &stubs).await?;
+            self.configure(&vmm, &spec, &shown, &stubs, emulates)
+                .await?;
             let guest = self.agent(&announcements).await.map_err(Failure::Guest)?;
             let drives = stubs.connect(
                 self.jail.exposer(),
@@ -241,9 +247,10 @@ impl Host<'_> {
         spec: &VmSpec,
         shown: &Shown,
         stubs: &StubDrives,
+        emulates: bool,
     ) -> Result<(), BootError> {
         let configuring = self.progress.begin("configure the VMM", WaitsFor::Vmm);
-        configure(vmm.client(), self.config, spec, shown, stubs).await?;
+        configure(vmm.client(), self.config, spec, shown, stubs, emulates).await?;
         drop(configuring);
         let _starting = self.progress.begin("start the guest", WaitsFor::Vmm);
         vmm.client().start_instance().await?;

@@ -27,18 +27,23 @@ pub(super) struct Shown {
 }
 
 /// Configures the VM, in the original's order: logger, metrics, machine, balloon, boot source, drives,
-/// network interfaces, vsock, metadata service.
+/// network interfaces, vsock, metadata service. `emulates` says that the VMM has a CPU of its own.
 pub(super) async fn configure(
     api: &Client,
     config: &Config,
     spec: &VmSpec,
     shown: &Shown,
     stubs: &StubDrives,
+    emulates: bool,
 ) -> Result<(), BootError> {
     telemetry(api, config, shown).await?;
     let machine = MachineConfig {
         smt: Some(spec.smt),
-        cpu_template: spec.cpu_template.clone(),
+        cpu_template: spec
+            .cpu_template
+            .as_ref()
+            .and_then(|template| template.for_vmm(emulates))
+            .map(ToOwned::to_owned),
         ..MachineConfig::new(spec.vcpus, spec.memory_mib)
     };
     named("MachineCfg", api.put_machine_config(&machine).await)?;

@@ -30,8 +30,8 @@ pub use ports::HostPorts;
 pub use preflight::{PreflightError, What};
 pub use progress::{Progress, Span, VmmInfo, WaitsFor};
 pub use spec::{
-    DEFAULT_TIMEOUT, DriveMount, Interface, Ip, MAX_SLOTS, MAX_VCPUS, RootDrive, SpecError, VmSpec,
-    host_is_intel,
+    CpuTemplate, DEFAULT_TIMEOUT, DriveMount, Interface, Ip, MAX_SLOTS, MAX_VCPUS, RootDrive,
+    SpecError, VmSpec, host_is_intel,
 };
 pub use stop::StopError;
 

@@ -15,6 +15,8 @@ use fc_vm::timeline::Timeline;
 pub struct Host {
     /// The runtime's configuration; a test may change it.
     pub config: Config,
+    /// Whether the host's CPU has templates; a test may pretend.
+    pub intel: bool,
     /// Where everything of the test is.
     pub base: tempfile::TempDir,
 }
@@ -47,6 +49,7 @@ impl Host {
                 root_drive: guest.join("default-rootfs.img"),
                 ..Config::default()
             },
+            intel: host_is_intel(),
             base: tempfile::tempdir().unwrap(),
         })
     }
@@ -65,7 +68,7 @@ impl Host {
         request: &CreateVMRequest,
         progress: &Progress,
     ) -> Result<Machine, BootError> {
-        let spec = VmSpec::new(&self.config, request, host_is_intel()).unwrap();
+        let spec = VmSpec::new(&self.config, request, self.intel).unwrap();
         let mut state = State::new(&dir.0);
         let timeline = Timeline::default();
         boot(&dir.0, &self.config, spec, &mut state, &timeline, progress).await

@@ -180,6 +180,34 @@ async fn a_drive_mount_that_fails_fails_the_boot_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn the_emulator_boots_without_the_configured_template_and_refuses_a_requested_one() {
+    let Some(mut host) = Host::find() else { return };
+    let vmm = host.config.firecracker_binary_path.as_deref();
+    if vmm.and_then(Path::file_name) != Some("firecracker-tcg".as_ref()) {
+        println!("SKIPPED: the VMM is not firecracker-tcg");
+        return;
+    }
+    host.intel = true;
+    host.config.cpu_template = "T2".into();
+    let mut request = request();
+    let dir = host.dir(&request.VMID);
+    let machine = host.boot(&dir, &request, &Progress::default()).await;
+    let machine = machine.unwrap();
+    machine.stop(Duration::from_secs(30)).await.unwrap();
+    drop(machine);
+    dir.undo();
+
+    request.MachineCfg.as_mut().unwrap().CPUTemplate = "T2".into();
+    let dir = host.dir(&request.VMID);
+    let refused = host.boot(&dir, &request, &Progress::default()).await;
+    let error = refused.err().unwrap();
+    assert_eq!(error.class(), Class::Invalid);
+    let text = fc_vm::machine::chain(&error);
+    assert!(text.starts_with("MachineCfg"), "{text}");
+    dir.undo();
+}
+
+#[tokio::test]
 async fn a_paused_vm_is_killed_when_it_is_stopped() {
     let Some(host) = Host::find() else { return };
     let request = request();

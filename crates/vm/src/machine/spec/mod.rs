@@ -1,6 +1,7 @@
 //! What a VM will be: a control API request checked against the configuration.
 //! Nothing is read or made here.
 
+mod cpu_template;
 mod drive;
 mod jail;
 mod kernel_args;
@@ -17,6 +18,7 @@ use fc_proto::control::{CreateVMRequest, FirecrackerBalloonDevice};
 /// Whether this host's CPU takes Firecracker's CPU templates.
 pub use fc_config::is_intel as host_is_intel;
 
+pub use cpu_template::CpuTemplate;
 pub use drive::{DriveMount, RootDrive, drive_mount_field};
 pub use network::{Interface, Ip};
 
@@ -46,7 +48,7 @@ pub struct VmSpec {
     /// Whether sibling threads are shown to the guest.
     pub smt: bool,
     /// Firecracker's CPU template; `None` for the host's CPU as it is.
-    pub cpu_template: Option<String>,
+    pub cpu_template: Option<CpuTemplate>,
     /// The kernel.
     pub kernel: PathBuf,
     /// The initrd made for that kernel.
@@ -158,9 +160,7 @@ impl VmSpec {
         }
         let kernel = absolute("KernelImagePath", &request.KernelImagePath)?
             .unwrap_or_else(|| config.kernel_image_path.clone());
-        let template = machine
-            .and_then(|m| text(&m.CPUTemplate))
-            .or_else(|| text(&config.cpu_template));
+        let template = machine.map_or("", |m| &m.CPUTemplate);
         let interfaces = network::interfaces(
             &request.NetworkInterfaces,
             &config.default_network_interfaces,
@@ -171,7 +171,7 @@ impl VmSpec {
             vcpus,
             memory_mib,
             smt: machine.map_or(config.smt_enabled, |m| m.HtEnabled),
-            cpu_template: template.and_then(|template| usable_template(template, intel)),
+            cpu_template: CpuTemplate::choose(template, &config.cpu_template, intel),
             initrd: config.initrd_for(&kernel).map(ToOwned::to_owned),
             kernel,
             kernel_args: kernel_args::with_address(kernel_args, &interfaces)?,
@@ -212,18 +212,6 @@ impl VmSpec {
         .into_iter()
         .fold(DEVICES.saturating_sub(asked), u32::saturating_sub)
     }
-}
-
-/// Other CPUs have no templates. A request for one is no error: the original's clients send
-/// the same request everywhere.
-fn usable_template(template: String, intel: bool) -> Option<String> {
-    if !intel {
-        tracing::warn!(
-            template,
-            "CPU templates are for Intel's CPUs only: the VM gets none"
-        );
-    }
-    intel.then_some(template)
 }
 
 fn balloon(device: &FirecrackerBalloonDevice) -> Result<Balloon, SpecError> {
@@ -322,7 +310,7 @@ mod tests {
         assert_eq!(spec.initrd, None, "an initrd belongs to one kernel");
         assert_eq!(spec.containers, 1);
         assert!(!spec.smt, "a machine configuration replaces smt_enabled");
-        assert_eq!(spec.cpu_template.as_deref(), Some("T2"));
+        assert_eq!(spec.cpu_template, Some(CpuTemplate::Default("T2".into())));
         let amd = VmSpec::new(&config, &asked, false).unwrap();
         assert_eq!(amd.cpu_template, None);
     }
