@@ -5,6 +5,7 @@
 //!   done by [`oci`] (the OCI runtime), [`stdio`] (streams to the host), [`mount`], [`cgroup`].
 //! - [`drives`] serves the mounting of drives, [`events`] the long-poll, [`own`] what the original's
 //!   agent lacks, with [`configure`] and [`export`] behind it.
+//! - [`volume_init`] is another program in the same file, which containers run.
 //! - [`reaper`] collects exit statuses; [`fd`], [`transport`], [`uevent`], [`tracker`] are tools.
 //!
 //! Everything runs on one thread; what waits for a disk runs beside it. A library only so that
@@ -33,3 +34,4 @@ pub mod task;
 pub mod tracker;
 pub mod transport;
 pub mod uevent;
+pub mod volume_init;

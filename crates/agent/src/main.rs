@@ -4,7 +4,7 @@ use fc_agent::args::Args;
 use fc_agent::configure::{VERSION, boottime_ns};
 use fc_agent::log::chain;
 use fc_agent::machine::Role;
-use fc_agent::{log, pid1, say, server};
+use fc_agent::{log, pid1, say, server, volume_init};
 
 /// Set by our initrd: when it started, `CLOCK_BOOTTIME` in nanoseconds.
 const INIT_TIME_ENV: &str = "FC_INIT_BOOTTIME_NS";
@@ -14,6 +14,13 @@ const THREAD_STACK: usize = 256 * 1024;
 const MAX_THREADS: usize = 4;
 
 fn main() {
+    // Before anything else: a container's first process, too, has the number 1.
+    if std::env::args_os()
+        .next()
+        .is_some_and(|name| volume_init::is_called(&name))
+    {
+        std::process::exit(volume_init::run());
+    }
     let started = boottime_ns();
     let init = std::process::id() == 1;
     if init {

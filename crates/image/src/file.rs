@@ -63,6 +63,12 @@ pub fn symlink(target: &Path, link: &Path) -> Result<(), Error> {
     std::os::unix::fs::symlink(target, link).map_err(because("create the link", link))
 }
 
+/// Gives a file another name.
+pub fn hard_link(file: &Path, link: &Path) -> Result<(), Error> {
+    create_parent(link)?;
+    fs::hard_link(file, link).map_err(because("create the link", link))
+}
+
 /// Renames within a file system.
 pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     fs::rename(from, to).map_err(because("move a finished file to", to))

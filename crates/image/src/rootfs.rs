@@ -88,7 +88,10 @@ pub fn stage(root: &Path, content: &Content) -> Result<(), Error> {
     for (path, _) in DIRECTORIES {
         file::create_dir(&root.join(path))?;
     }
-    file::write(&root.join("usr/sbin/init"), &content.agent, 0o755)?;
+    let agent = root.join("usr/sbin/init");
+    file::write(&agent, &content.agent, 0o755)?;
+    // The agent's other program. No symbolic link: it is to be run in containers, which see this directory only.
+    file::hard_link(&agent, &root.join("usr/local/bin/volume-init"))?;
     stage_runtime(root, content)?;
     if let Some(modules) = &content.modules {
         stage_modules(root, modules)?;

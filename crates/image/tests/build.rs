@@ -234,6 +234,7 @@ fn the_root_image_is_sound_and_complete() {
     for path in [
         "/usr/sbin/init",
         "/usr/local/bin/agent",
+        "/usr/local/bin/volume-init",
         "/usr/bin/crun",
         "/usr/bin/runc",
         "/proc",

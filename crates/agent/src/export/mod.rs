@@ -6,7 +6,7 @@
 
 mod tar;
 mod walk;
-mod xattr;
+pub(crate) mod xattr;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

@@ -34,7 +34,7 @@ pub(super) fn fate(name: &[u8]) -> Fate {
 }
 
 /// Names of the attributes of `path`, whose last component is not followed.
-pub(super) fn list(path: &CStr) -> io::Result<Vec<Vec<u8>>> {
+pub(crate) fn list(path: &CStr) -> io::Result<Vec<Vec<u8>>> {
     let names = grow(|buffer| {
         // SAFETY: path ends with a zero, and the kernel writes at most as many bytes as it is told.
         unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
@@ -52,7 +52,7 @@ pub(super) fn list(path: &CStr) -> io::Result<Vec<Vec<u8>>> {
 }
 
 /// The value of one of them.
-pub(super) fn get(path: &CStr, name: &[u8]) -> io::Result<Vec<u8>> {
+pub(crate) fn get(path: &CStr, name: &[u8]) -> io::Result<Vec<u8>> {
     let name = CString::new(name)?;
     let value = grow(|buffer| {
         let (start, length) = (buffer.as_mut_ptr().cast(), buffer.len());

@@ -25,6 +25,7 @@ const QUIET: MsFlags = MsFlags::MS_NOSUID
     .union(MsFlags::MS_NODEV)
     .union(MsFlags::MS_NOEXEC);
 const NOSUID: MsFlags = MsFlags::MS_NOSUID;
+const NODEV: MsFlags = MsFlags::MS_NODEV;
 const NONE: MsFlags = MsFlags::empty();
 
 const fn mount_of(
@@ -43,7 +44,7 @@ const fn mount_of(
 }
 
 /// In order; bundles may hold device nodes and setuid programs of containers.
-const ALL: [Mount; 10] = [
+const ALL: [Mount; 11] = [
     mount_of("proc", "/proc", QUIET, None),
     mount_of("sysfs", "/sys", QUIET, None),
     mount_of("devtmpfs", "/dev", NOSUID, None),
@@ -53,7 +54,7 @@ const ALL: [Mount; 10] = [
         NOSUID.union(MsFlags::MS_NOEXEC),
         Some("gid=5,mode=620,ptmxmode=666"),
     ),
-    mount_of("tmpfs", "/dev/shm", NOSUID.union(MsFlags::MS_NODEV), None),
+    mount_of("tmpfs", "/dev/shm", NOSUID.union(NODEV), None),
     Mount {
         optional: true,
         ..mount_of("mqueue", "/dev/mqueue", QUIET, None)
@@ -62,13 +63,13 @@ const ALL: [Mount; 10] = [
     mount_of(
         "tmpfs",
         "/run",
-        NOSUID.union(MsFlags::MS_NODEV),
+        NOSUID.union(NODEV),
         Some("mode=755"),
     ),
     mount_of(
         "tmpfs",
         "/tmp",
-        NOSUID.union(MsFlags::MS_NODEV),
+        NOSUID.union(NODEV),
         Some("mode=1777"),
     ),
     mount_of(
@@ -77,6 +78,8 @@ const ALL: [Mount; 10] = [
         NONE,
         Some("mode=700"),
     ),
+    // What containers of the VM leave to each other.
+    mount_of("tmpfs", "/volumes", NODEV, Some("mode=755")),
 ];
 
 /// Mounts all of them; what is mounted already stays.
