@@ -11,8 +11,8 @@ use fc_vm::machine::{BootError, Class, Console, StopError, chain};
 use super::io::IoError;
 use super::write_back::WriteBackError;
 
-/// Longest message of the guest that is passed on, in bytes.
-const MAX_GUEST_MESSAGE: usize = 16 << 10;
+/// Longest text of a status, in bytes.
+const MAX_TEXT: usize = 8 << 10;
 
 /// Why a call failed. Texts in the original's words, small letters included, are those that its clients
 /// look for.
@@ -186,10 +186,8 @@ impl CallError {
     pub fn into_rpc(self) -> ttrpc::Error {
         let code = match &self {
             Self::Guest(ttrpc::Error::RpcStatus(status)) => {
-                return ttrpc::Error::RpcStatus(get_status(
-                    status.code(),
-                    guest_text(&status.message),
-                ));
+                let text = printable(&status.message);
+                return ttrpc::Error::RpcStatus(get_status(status.code(), text));
             }
             Self::NoTask(_) | Self::NoExec { .. } | Self::Gone { .. } => Code::NOT_FOUND,
             Self::Exists { .. } | Self::CreatedAlready => Code::ALREADY_EXISTS,
@@ -217,7 +215,7 @@ impl CallError {
             | Self::Io(_)
             | Self::Encoding(_) => Code::INTERNAL,
         };
-        ttrpc::Error::RpcStatus(get_status(code, chain(&self)))
+        ttrpc::Error::RpcStatus(get_status(code, printable(&chain(&self))))
     }
 }
 
@@ -258,17 +256,18 @@ fn vmm_code(refusal: Refusal, error: &ApiError) -> Code {
     }
 }
 
-/// Text that a guest wrote: bounded, and nothing in it that a terminal would obey.
-fn guest_text(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .take(MAX_GUEST_MESSAGE)
-        .collect()
+/// Any error may quote what a guest wrote: bounded, and nothing in it that a terminal would obey.
+pub fn printable(text: &str) -> String {
+    let printable = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
+    let mut text: String = text.chars().filter(printable).collect();
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fc_drives::Step;
     use fc_vm::machine::SpecError;
 
     fn status(error: CallError) -> (Code, String) {
@@ -301,6 +300,29 @@ mod tests {
             status(CallError::Start(Arc::new(boot.into()))).0,
             Code::INVALID_ARGUMENT
         );
+    }
+
+    #[test]
+    fn nothing_that_a_guest_says_reaches_a_terminal_as_it_is() {
+        let said = format!(
+            "no\u{1b}[2J\u{9b}31m\n\tindeed {}",
+            "\u{e9}".repeat(MAX_TEXT)
+        );
+        let drive = CallError::Drive {
+            task: "a".to_owned(),
+            source: DriveError::Detach {
+                drive_id: "ctrstub0".to_owned(),
+                step: Step::Unmount,
+                source: said.clone().into(),
+            },
+        };
+        let (_, text) = status(drive);
+        assert!(text.contains("no[2J31m\n\tindeed \u{e9}"), "{text:?}");
+        assert!(text.len() > MAX_TEXT - 4 && text.len() <= MAX_TEXT);
+        let guest = ttrpc::Error::RpcStatus(get_status(Code::INTERNAL, &said));
+        let (_, text) = status(CallError::Guest(guest));
+        assert!(text.starts_with("no[2J31m\n\tindeed"), "{text:?}");
+        assert!(text.len() > MAX_TEXT - 4 && text.len() <= MAX_TEXT);
     }
 
     #[test]
