@@ -55,6 +55,12 @@ impl Events {
         self.queue.push(event);
     }
 
+    /// What containerd has not taken yet, the oldest first.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<Envelope> {
+        self.queue.all()
+    }
+
     /// Waits until everything was sent, but no longer than `bound`.
     pub async fn flush(&self, bound: Duration) {
         let mut length = self.queue.length();

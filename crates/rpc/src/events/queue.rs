@@ -60,6 +60,12 @@ impl Queue {
         self.lock().events.front().map(|(event, _)| event.clone())
     }
 
+    /// All events, the oldest first.
+    pub(super) fn all(&self) -> Vec<Envelope> {
+        let waiting = self.lock();
+        waiting.events.iter().map(|(e, _)| e.clone()).collect()
+    }
+
     /// Removes the event that is done with, unless it was pushed out meanwhile.
     pub(super) fn done(&self, event: &Envelope) {
         let mut waiting = self.lock();

@@ -69,11 +69,13 @@ async fn live(shim: Arc<Shim>, spec: Result<VmSpec, SpecError>, origin: Origin) 
     });
     let _ = shim.came_up.set(now_ns());
     shim.set_phase(Phase::Running(Arc::clone(&running)));
-    tokio::spawn(guest_events::follow(
+    let events = tokio::spawn(guest_events::follow(
         Arc::clone(&shim),
         Arc::clone(&running),
     ));
     let end = running.machine.exited().await;
+    shim.tasks.close();
+    guest_events::finish(events).await;
     stop::after_end(&shim, &running, &end).await;
 }
 

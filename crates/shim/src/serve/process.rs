@@ -1,6 +1,6 @@
 //! A process in the VM as the host knows it: enough to answer State without asking the guest.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use fc_proto::protobuf::MessageField;
 use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
@@ -38,6 +38,7 @@ pub struct Process {
     pub stdio: Stdio,
     status: Mutex<Status>,
     exit: watch::Sender<Option<Exit>>,
+    published: OnceLock<Exit>,
     io: Mutex<Option<ProcessIo>>,
 }
 
@@ -50,6 +51,7 @@ impl Process {
             stdio,
             status: Mutex::new(Status::CREATED),
             exit: watch::Sender::new(None),
+            published: OnceLock::new(),
             io: Mutex::new(Some(io)),
         }
     }
@@ -85,6 +87,18 @@ impl Process {
     /// How it ended, if it has.
     pub fn exit(&self) -> Option<Exit> {
         self.exit.borrow().clone()
+    }
+
+    /// The event of its end is on its way to containerd. Wait's answer and the event come from the guest
+    /// independently, and the VM may end between them.
+    pub fn set_published(&self, exit: Exit) {
+        // The first is what containerd was told.
+        let _ = self.published.set(exit);
+    }
+
+    /// What containerd was told of its end by an event, if it was.
+    pub fn published(&self) -> Option<&Exit> {
+        self.published.get()
     }
 
     /// Waits for its end.
@@ -139,4 +153,20 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+impl Process {
+    /// A process without streams.
+    pub fn for_test(task_id: &str, exec_id: &str) -> Self {
+        Self {
+            task_id: task_id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            stdio: Stdio::default(),
+            status: Mutex::new(Status::CREATED),
+            exit: watch::Sender::new(None),
+            published: OnceLock::new(),
+            io: Mutex::default(),
+        }
+    }
 }

@@ -239,8 +239,12 @@ impl Shim {
 impl Shim {
     /// A shim whose VM nobody asked for yet, without a containerd.
     pub fn for_test() -> Arc<Self> {
-        let nowhere = std::path::Path::new("/nonexistent");
-        let dir = VmDir::new(nowhere, "ns", "vm").expect("valid names");
+        Self::for_test_in(std::path::Path::new("/nonexistent"))
+    }
+
+    /// The same, with the VM's directory in `base`.
+    pub fn for_test_in(base: &std::path::Path) -> Arc<Self> {
+        let dir = VmDir::new(base, "ns", "vm").expect("valid names");
         Self::new(
             Config::default(),
             &dir,

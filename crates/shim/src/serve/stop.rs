@@ -42,7 +42,7 @@ pub async fn stop(shim: &Shim, bound: Duration) -> Result<(), CallError> {
     let result = match shim.phase() {
         // Nobody can ask for it any more.
         Phase::Waiting if shim.claim_creation() => {
-            clean(shim);
+            clean(shim).await;
             shim.set_phase(Phase::Failed(Arc::new(StartError::Stopped)));
             shim.end();
             Ok(())
@@ -109,7 +109,7 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
     let mut awaited = false;
     for process in tasks.iter().flat_map(|task| task.processes()) {
         awaited |= process.is_awaited();
-        killed(shim, &process, pid);
+        publish_end(shim, &process, pid);
     }
     let event = VMStop {
         VMID: shim.dir.vm_id().to_owned(),
@@ -119,7 +119,7 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
     for error in running.machine.close().await {
         tracing::error!("{}", chain(&error));
     }
-    clean(shim);
+    clean(shim).await;
     shim.set_phase(Phase::Gone(running.machine.console()));
     if awaited {
         // Whoever waits learns of the tasks' ends now, and deletes them.
@@ -134,7 +134,7 @@ pub async fn after_failure(shim: &Arc<Shim>, error: StartError, origin: Origin) 
     let known = origin == Origin::Call || matches!(error, StartError::Stopped);
     if known {
         // First, so that the same id can be used again once the caller is told.
-        clean(shim);
+        clean(shim).await;
     }
     shim.set_phase(Phase::Failed(Arc::new(error)));
     if !known {
@@ -142,17 +142,21 @@ pub async fn after_failure(shim: &Arc<Shim>, error: StartError, origin: Origin) 
     }
     shim.tasks.close();
     let _ = tokio::time::timeout(DELETE_BOUND, shim.tasks.empty()).await;
-    clean(shim);
+    clean(shim).await;
     shim.end();
 }
 
-/// A process whose VM is gone: it was killed, as far as anybody can tell.
-fn killed(shim: &Shim, process: &Process, pid: u32) {
-    let ran = matches!(process.status(), Status::RUNNING | Status::PAUSED);
-    let exit = Exit::killed();
-    if !process.set_exit(exit.clone()) || !ran {
+/// A process whose VM is gone: it was killed, as far as anybody can tell, unless its end is known. containerd
+/// learns of its end now, if it has not yet.
+fn publish_end(shim: &Shim, process: &Process, pid: u32) {
+    let known = process.exit().or_else(|| process.published().cloned());
+    let ran = known.is_some() || process.status() != Status::CREATED;
+    let exit = known.unwrap_or_else(Exit::killed);
+    process.set_exit(exit.clone());
+    if !ran || process.published().is_some() {
         return;
     }
+    process.set_published(exit.clone());
     let id = if process.exec_id.is_empty() {
         &process.task_id
     } else {
@@ -171,8 +175,94 @@ fn killed(shim: &Shim, process: &Process, pid: u32) {
 }
 
 /// Removes the VM's sockets and directory. The lock goes last, with the directory.
-fn clean(shim: &Shim) {
-    for error in state::undo(&shim.dir) {
-        tracing::error!("{}", chain(&error));
+async fn clean(shim: &Shim) {
+    let dir = shim.dir.clone();
+    // A VMM or a jail that does not end at once is waited for, and the shim has one thread to answer with.
+    match tokio::task::spawn_blocking(move || state::undo(&dir)).await {
+        Ok(errors) => {
+            for error in errors {
+                tracing::error!("{}", chain(&error));
+            }
+        }
+        Err(error) => tracing::error!("Removing what the VM left failed: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::tasks::Task;
+    use fc_proto::protobuf::Message;
+    use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn every_end_is_published_once() {
+        let exit = |status| Exit {
+            status,
+            at: Timestamp::now(),
+        };
+        let published = |prepare: &dyn Fn(&Process)| {
+            let shim = Shim::for_test();
+            let task = Task::for_test(&shim, "a");
+            prepare(&task.init);
+            publish_end(&shim, &task.init, 42);
+            let statuses: Vec<u32> = shim
+                .events
+                .waiting()
+                .into_iter()
+                .map(|event| {
+                    assert_eq!(event.topic, "/tasks/exit");
+                    let event = TaskExit::parse_from_bytes(&event.event.value).unwrap();
+                    event.exit_status
+                })
+                .collect();
+            let known = task.init.exit().map(|exit| exit.status);
+            (statuses, known)
+        };
+        // Never ran.
+        assert_eq!(published(&|_| {}), (vec![], Some(137)));
+        // Killed with its VM.
+        let running = |process: &Process| process.set_status(Status::RUNNING);
+        assert_eq!(published(&running), (vec![137], Some(137)));
+        // Its end was answered to Wait, and its event never came.
+        let answered = |process: &Process| {
+            running(process);
+            process.set_exit(exit(3));
+        };
+        assert_eq!(published(&answered), (vec![3], Some(3)));
+        // Its event came, and Wait was never answered.
+        let forwarded = |process: &Process| {
+            running(process);
+            process.set_published(exit(3));
+        };
+        assert_eq!(published(&forwarded), (vec![], Some(3)));
+        let both = |process: &Process| {
+            answered(process);
+            process.set_published(exit(3));
+        };
+        assert_eq!(published(&both), (vec![], Some(3)));
+    }
+
+    #[tokio::test]
+    async fn the_shim_answers_while_it_cleans_up() {
+        let base = tempfile::tempdir().unwrap();
+        let shim = Shim::for_test_in(base.path());
+        let record = shim.dir.join("state.json");
+        std::fs::create_dir_all(shim.dir.path()).unwrap();
+        // Reading it lasts until somebody writes.
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &record, fifo, mode, 0).unwrap();
+        let (answered, is_answered) = mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            let answered = is_answered.recv_timeout(Duration::from_secs(5)).is_ok();
+            std::fs::write(record, "").unwrap();
+            answered
+        });
+        let ((), answer) = tokio::join!(clean(&shim), async { answered.send(()) });
+        answer.unwrap();
+        assert!(writer.join().unwrap(), "cleaning up kept the thread");
+        assert!(!shim.dir.path().exists());
     }
 }

@@ -100,6 +100,26 @@ impl Task {
     }
 }
 
+#[cfg(test)]
+impl Task {
+    /// A task of `shim` whose first process has no streams and that has no files.
+    pub fn for_test(shim: &super::shim::Shim, id: &str) -> Arc<Self> {
+        let task = Arc::new(Self {
+            id: id.to_owned(),
+            bundle: PathBuf::from("/bundle"),
+            rootfs: Vec::new(),
+            init: Arc::new(Process::for_test(id, "")),
+            deletion_published: Notify::new(),
+            write_back: None,
+            execs: Mutex::default(),
+            files: Mutex::default(),
+        });
+        let reservation = shim.tasks.reserve(id).expect("the id is free");
+        reservation.fill(Arc::clone(&task));
+        task
+    }
+}
+
 enum Slot<T> {
     /// Being created.
     Reserved,
