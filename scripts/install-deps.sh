@@ -23,6 +23,7 @@ test|zstd|zstd|checks decompression
 test|mkfs.xfs|xfsprogs|file systems to mount in the guest
 test|mkfs.btrfs|btrfs-progs|file systems to mount in the guest
 test|mksquashfs|squashfs-tools|file systems to mount in the guest
+test|ip|iproute2|network interfaces and namespaces of VMs
 test|ps|procps|checks that nothing is left running
 "
 qemu_least=10
