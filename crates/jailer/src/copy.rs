@@ -2,11 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
+
+/// What is read at a time where the kernel cannot copy by itself.
+const BUFFER: usize = 256 << 10;
 
 /// Copies the regular file `from` to `to`, which must not exist and gets `mode`. What is a hole stays one.
 ///
@@ -51,11 +54,29 @@ fn copy_range(from: &File, to: &File, range: std::ops::Range<u64>) -> io::Result
     let (mut position, mut out) = (range.start, range.start);
     while position < range.end {
         let rest = usize::try_from(range.end - position).unwrap_or(usize::MAX);
-        let copied = copy_file_range(from, Some(&mut position), to, Some(&mut out), rest)?;
-        if copied == 0 {
+        match copy_file_range(from, Some(&mut position), to, Some(&mut out), rest) {
             // The file became shorter meanwhile.
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            // Two file systems, or one that cannot.
+            Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
+                return copy_through_memory(from, to, position..range.end);
+            }
+            Err(error) => return Err(error.into()),
         }
+    }
+    Ok(())
+}
+
+fn copy_through_memory(from: &File, to: &File, range: std::ops::Range<u64>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    let mut position = range.start;
+    while position < range.end {
+        let rest = usize::try_from(range.end - position).unwrap_or(usize::MAX);
+        let piece = &mut buffer[..rest.min(BUFFER)];
+        from.read_exact_at(piece, position)?;
+        to.write_all_at(piece, position)?;
+        position += piece.len() as u64;
     }
     Ok(())
 }
@@ -69,17 +90,39 @@ mod tests {
     #[test]
     fn holes_and_content_stay() {
         let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        keeps_holes_and_content(dir.path(), dir.path());
+    }
+
+    #[test]
+    fn from_another_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let Ok(other) = tempfile::tempdir_in("/dev/shm") else {
+            println!("SKIPPED: no /dev/shm to write to");
+            return;
+        };
+        let device = |dir: &Path| dir.metadata().unwrap().dev();
+        if device(dir.path()) == device(other.path()) {
+            println!("SKIPPED: temporary files and /dev/shm are on one file system");
+            return;
+        }
+        keeps_holes_and_content(other.path(), dir.path());
+        keeps_holes_and_content(dir.path(), other.path());
+    }
+
+    fn keeps_holes_and_content(from_dir: &Path, to_dir: &Path) {
+        let (from, to) = (from_dir.join("original"), to_dir.join("copied"));
         let mut file = File::create(&from).unwrap();
         file.seek(io::SeekFrom::Start(8 << 20)).unwrap();
-        file.write_all(b"in the middle").unwrap();
+        // Longer than the buffer, and no multiple of it.
+        let bytes: Vec<u8> = (0..600_001_u32).map(|n| n.to_le_bytes()[1]).collect();
+        file.write_all(&bytes).unwrap();
         file.set_len(64 << 20).unwrap();
         copy(&from, &to, 0o400).unwrap();
         let copied = to.metadata().unwrap();
         assert_eq!(copied.len(), 64 << 20);
         assert_eq!(copied.permissions().mode() & 0o7777, 0o400);
         assert!(copied.blocks() * 512 < 1 << 20, "{}", copied.blocks());
-        assert_eq!(std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap());
+        assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
         let again = copy(&from, &to, 0o400).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
     }
