@@ -8,6 +8,10 @@ use crate::{Refusal, VolumeError};
 /// Where the guest keeps what comes from the host: bind mounts from there are the guest's own matter.
 const GUEST_PATHS: [&str; 3] = ["/container", "/volumes", "/vmv"];
 
+/// The mount with which clients of the original run the guest's `volume-init` in a container, without a marker:
+/// source and destination.
+const GUEST_PROGRAMS: (&str, &str) = ("/usr/local/bin", "/hostbin");
+
 /// Type prefix with which a client says that a mount is for the guest as it is (the original's marker).
 const GUEST_MARKER: &str = "vm:";
 
@@ -125,7 +129,8 @@ fn classify_one(
         };
     }
     let kind = if bind {
-        if is_guest_path(&source, guest_paths) {
+        let programs = (mount.source.as_str(), mount.destination.as_str()) == GUEST_PROGRAMS;
+        if is_guest_path(&source, guest_paths) || (programs && mount.is_read_only()) {
             return Class::Guest;
         }
         if let Some(option) = mount
@@ -202,6 +207,21 @@ mod tests {
             Class::Marked(mount) => assert_eq!(mount.fstype, "bind"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn the_guests_programs_are_known_by_both_of_their_places() {
+        let class = |destination: &str, access: &str| {
+            class(&serde_json::json!({
+                "type": "bind",
+                "source": "/usr/local/bin",
+                "destination": destination,
+                "options": ["bind", access],
+            }))
+        };
+        assert!(matches!(class("/hostbin", "ro"), Class::Guest));
+        assert!(matches!(class("/hostbin", "rw"), Class::Host(_)));
+        assert!(matches!(class("/usr/local/bin", "ro"), Class::Host(_)));
     }
 
     #[test]

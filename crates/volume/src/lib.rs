@@ -8,7 +8,8 @@
 //!
 //! What is the guest's own (proc, tmpfs, what came with a drive mount) is left alone.
 //!
-//! [`Set`] is for clients: named volumes, made before a VM or container exists.
+//! [`Set`] is for clients: named volumes, made before a VM or container exists, and [`GuestImage`] for those
+//! that a container in the VM makes.
 //!
 //! Nothing here knows of VMs, slots or guests beyond the paths they are told.
 
@@ -16,6 +17,7 @@ mod budget;
 mod classify;
 mod copies;
 mod error;
+mod guest;
 mod images;
 mod set;
 mod source;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 pub use crate::classify::{Volume, VolumeKind};
 pub use crate::copies::{Copies, CopySettings};
 pub use crate::error::{Refusal, VolumeError};
+pub use crate::guest::GuestImage;
 pub use crate::images::Images;
 pub use crate::set::{
     HostVolume, Set, SetError, VM_PATH, VolumeDirectory, VolumeImage, VolumeMount, VolumeProvider,

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 use crate::budget::Budget;
 use crate::error::VolumeError;
+use crate::guest::GuestImage;
 use crate::tree::Tree;
 
 /// Where a set's drive is mounted in a VM.
@@ -117,6 +118,8 @@ pub struct Set {
     volumes: Vec<HostVolume>,
     /// Of providers: name and mounts.
     provided: Vec<(String, Vec<VolumeMount>)>,
+    /// Of images in the guest: name, and mounts, which do not depend on this set's place.
+    guests: Vec<(String, Vec<Value>)>,
     dir: PathBuf,
     mkfs_ext4: PathBuf,
     /// Where the volumes are for a container, once they are somewhere.
@@ -142,6 +145,7 @@ impl Set {
         Set {
             volumes: Vec::new(),
             provided: Vec::new(),
+            guests: Vec::new(),
             dir: dir.into(),
             mkfs_ext4: "mkfs.ext4".into(),
             place: None,
@@ -166,9 +170,7 @@ impl Set {
     /// When a provider or volume of the same name is there; the set is unchanged then.
     pub fn add_from(&mut self, provider: &dyn VolumeProvider) -> Result<(), SetError> {
         let name = provider.name();
-        if self.provided.iter().any(|(other, _)| other == name) {
-            return Err(SetError::Exists(name.to_owned()));
-        }
+        self.check_provider(name)?;
         let volumes = provider
             .volumes()
             .map_err(|error| SetError::Provider(name.to_owned(), error))?;
@@ -182,6 +184,32 @@ impl Set {
             }
         }
         self.provided.push((name.to_owned(), mounts));
+        Ok(())
+    }
+
+    /// Adds the volumes of an image that a container in the VM prepares. They are no part of this set's drive
+    /// mount or directory; [`Set::mounts_of`] gives their mounts at once, to be used when that container has
+    /// ended well ([`GuestImage::check`]).
+    ///
+    /// # Errors
+    /// When a provider or image of the same name is there.
+    pub fn add_guest(&mut self, image: &GuestImage) -> Result<(), SetError> {
+        self.check_provider(image.name())?;
+        let mounts = image
+            .places()
+            .map(|(volume, place)| bind(&place, &volume.to_string_lossy(), "rw"));
+        self.guests
+            .push((image.name().to_owned(), mounts.collect()));
+        Ok(())
+    }
+
+    /// The name of a provider or image must be new.
+    fn check_provider(&self, name: &str) -> Result<(), SetError> {
+        let provided = self.provided.iter().map(|(other, _)| other);
+        let guests = self.guests.iter().map(|(other, _)| other);
+        if provided.chain(guests).any(|other| other == name) {
+            return Err(SetError::Exists(name.to_owned()));
+        }
         Ok(())
     }
 
@@ -264,11 +292,14 @@ impl Set {
             .collect()
     }
 
-    /// The bind mounts for everything that the provider called `name` has.
+    /// The bind mounts for everything that the provider or guest's image called `name` has.
     ///
     /// # Errors
-    /// When there is none of that name, or the set was not prepared yet.
+    /// When there is none of that name, or the set was not prepared yet (which those of images need not be).
     pub fn mounts_of(&self, name: &str) -> Result<Vec<Value>, SetError> {
+        if let Some((_, mounts)) = self.guests.iter().find(|(guest, _)| guest == name) {
+            return Ok(mounts.clone());
+        }
         let found = self.provided.iter().find(|(provider, _)| provider == name);
         let (_, mounts) = found.ok_or_else(|| SetError::NotFound(name.to_owned()))?;
         self.mounts(mounts)
@@ -283,13 +314,17 @@ impl Set {
             return Err(SetError::NotFound(mount.volume.clone()));
         }
         let access = if mount.read_only { "ro" } else { "rw" };
-        Ok(json!({
-            "type": "bind",
-            "source": place.join(&mount.volume),
-            "destination": mount.destination,
-            "options": ["bind", access],
-        }))
+        Ok(bind(&place.join(&mount.volume), &mount.destination, access))
     }
+}
+
+fn bind(source: &Path, destination: &str, access: &str) -> Value {
+    json!({
+        "type": "bind",
+        "source": source,
+        "destination": destination,
+        "options": ["bind", access],
+    })
 }
 
 /// An image with a set's volumes; removed with this value.
@@ -356,6 +391,27 @@ pub enum SetError {
     /// Mounts depend on where the volumes are.
     #[error("The volumes are nowhere yet: prepare the set before asking for mounts")]
     NotPrepared,
+    /// Not containerd's kind of name.
+    #[error(
+        "{0:?} cannot be a container's name, which is letters and digits with single `.`, `-` or `_` between"
+    )]
+    Container(String),
+    /// Not a place inside an image.
+    #[error(
+        "{0:?} cannot be a volume of an image, which must be an absolute path below `/` without `..`"
+    )]
+    VolumePath(PathBuf),
+    /// The container that prepares an image's volumes failed.
+    #[error("The container that prepares the volumes of {name:?} ended with status {status}")]
+    Init {
+        /// The image's name in the set.
+        name: String,
+        /// How it ended.
+        status: u32,
+        /// What it said.
+        #[source]
+        said: io::Error,
+    },
     /// A provider does not know its volumes.
     #[error("The provider {0:?} does not give its volumes")]
     Provider(String, #[source] io::Error),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use fc_volume::{HostVolume, Set, SetError, VM_PATH, VolumeMount, VolumeProvider};
+use fc_volume::{GuestImage, HostVolume, Set, SetError, VM_PATH, VolumeMount, VolumeProvider};
 use serde_json::json;
 
 use crate::host::{Host, MIB, chain, in_namespace, possible, sh};
@@ -145,5 +145,43 @@ fn names_are_unique() {
             matches!(HostVolume::empty(bad), Err(SetError::Name(_))),
             "{bad}"
         );
+    }
+}
+
+#[test]
+fn an_images_volumes_are_where_its_container_puts_them() {
+    let image = GuestImage::new("content:1", "content-1", &["/srv/www", "/etc/"]).unwrap();
+    let input: serde_json::Value = serde_json::from_slice(&image.input()).unwrap();
+    assert_eq!(
+        input,
+        json!({"From": "/", "To": "/hostvolumes/content-1", "Volumes": ["/srv/www", "/etc/"]})
+    );
+    assert_eq!(image.process_args(), ["/hostbin/volume-init"]);
+    assert_eq!(
+        image.container_mounts(),
+        [
+            json!({"type": "vm:bind", "source": "/usr/local/bin", "destination": "/hostbin", "options": ["bind", "ro"]}),
+            json!({"type": "vm:bind", "source": "/volumes", "destination": "/hostvolumes", "options": ["bind", "rw"]}),
+        ]
+    );
+    let mut set = Set::new();
+    set.add_guest(&image).unwrap();
+    assert!(matches!(set.add_guest(&image), Err(SetError::Exists(_))));
+    assert_eq!(
+        set.mounts_of("content:1").unwrap()[0],
+        json!({"type": "bind", "source": "/volumes/content-1/srv/www", "destination": "/srv/www", "options": ["bind", "rw"]})
+    );
+
+    image.check(0, b"").unwrap();
+    let failed = image.check(1, br#"{"Error":"no space"}"#).unwrap_err();
+    assert!(chain(&failed).ends_with("status 1: no space"));
+    assert!(chain(&image.check(2, b"odd").unwrap_err()).ends_with("status 2: odd"));
+    for name in ["", "a/b", "..", "-a", "a--b", "a b"] {
+        let bad = GuestImage::new("i", name, &["/a"]);
+        assert!(matches!(bad, Err(SetError::Container(_))), "{name}");
+    }
+    for path in ["", "/", "a", "/a/../b"] {
+        let bad = GuestImage::new("i", "c", &[path]);
+        assert!(matches!(bad, Err(SetError::VolumePath(_))), "{path}");
     }
 }
