@@ -1,7 +1,6 @@
 //! CreateVM: the shim is started with the request, so that the VM boots whatever becomes of
 //! this process, and then asked how it went.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use fc_proto::control::{CreateVMRequest, CreateVMResponse, GetVMInfoRequest, GetVMInfoResponse};
@@ -11,6 +10,7 @@ use fc_vm::machine::DEFAULT_TIMEOUT;
 use fc_vm::process::ProcessId;
 use tokio::sync::oneshot;
 
+use crate::bury::bury;
 use crate::error::ControlError;
 use crate::host::{Host, Settings, Shim, blocking, detached, validate};
 use crate::log::LastWords;
@@ -19,6 +19,9 @@ use crate::watch::{self, Watched};
 
 /// How much longer than its own bound a shim may take to say that a start took too long.
 const SLACK: Duration = Duration::from_secs(15);
+
+/// The API socket of a jailed VMM, in the VM's directory: in the jail's root, by the jailer's name.
+const JAILED_API_SOCKET: &str = "rootfs/api.socket";
 
 /// See [`Host::create_vm`].
 pub async fn create_vm(
@@ -49,6 +52,8 @@ async fn create(
         0 => DEFAULT_TIMEOUT,
         seconds => Duration::from_secs(seconds.into()),
     };
+    let original_paths = host.settings.config.original_vm_info_paths;
+    let jailed = request.JailerConfig.is_some() && !original_paths;
     let return_when_launched = request.ReturnWhenLaunched;
     let (dir, launched) = start(&host, &namespace, request).await?;
     let shim = Shim {
@@ -64,7 +69,7 @@ async fn create(
     };
     let words = watch::spawn(&host, watched);
     if return_when_launched {
-        return Ok(known_by_now(&dir));
+        return Ok(known_by_now(&dir, jailed));
     }
     let answer = tokio::select! {
         answer = ready(&host, &namespace, &shim) => answer,
@@ -77,9 +82,9 @@ async fn create(
         }
     };
     match answer {
-        Ok(info) => Ok(response(info)),
+        Ok(info) => Ok(response(info, original_paths)),
         Err(error) => {
-            let gone = stop::gone(&shim, dir).await;
+            let gone = stop::gone(&host, &shim, dir).await;
             Err(stop::join(cause(error, &words).await, gone))
         }
     }
@@ -104,12 +109,15 @@ async fn start(
     namespace: &str,
     request: CreateVMRequest,
 ) -> Result<(VmDir, Launched), ControlError> {
-    let settings = Arc::clone(&host.settings);
+    let host = host.clone();
     let vm_id = request.VMID.clone();
-    let order = order(&settings, namespace, request);
+    let order = order(&host.settings, namespace, request);
     blocking(move || {
-        let dir = VmDir::new(&settings.config.shim_base_dir, &order.namespace, &vm_id)
+        let base = &host.settings.config.shim_base_dir;
+        let dir = VmDir::new(base, &order.namespace, &vm_id)
             .map_err(|source| ControlError::Identifier { what: "id", source })?;
+        // `launch` would undo what a former VM left, but tell nobody.
+        bury(&host, &dir)?;
         let launched = launch(&order)?;
         if launched.new {
             Ok((dir, launched))
@@ -154,22 +162,29 @@ async fn ready(
     host.call_shim(namespace, shim, get).await
 }
 
-fn response(info: GetVMInfoResponse) -> CreateVMResponse {
+/// The answer of a VM that runs. `original`: as firecracker-containerd gives it, which has no FIFO paths.
+fn response(info: GetVMInfoResponse, original: bool) -> CreateVMResponse {
+    let fifo = |path| if original { String::new() } else { path };
     CreateVMResponse {
         VMID: info.VMID,
         SocketPath: info.SocketPath,
-        LogFifoPath: info.LogFifoPath,
-        MetricsFifoPath: info.MetricsFifoPath,
+        LogFifoPath: fifo(info.LogFifoPath),
+        MetricsFifoPath: fifo(info.MetricsFifoPath),
         CgroupPath: info.CgroupPath,
         ..CreateVMResponse::default()
     }
 }
 
-/// What is certain about a VM whose shim just runs.
-fn known_by_now(dir: &VmDir) -> CreateVMResponse {
+/// What is certain about a VM whose shim just runs. `jailed`: the path is to be the one in the jail.
+fn known_by_now(dir: &VmDir, jailed: bool) -> CreateVMResponse {
+    let socket = dir.join(if jailed {
+        JAILED_API_SOCKET
+    } else {
+        dir::API_SOCKET
+    });
     CreateVMResponse {
         VMID: dir.vm_id().to_owned(),
-        SocketPath: dir.join(dir::API_SOCKET).display().to_string(),
+        SocketPath: socket.display().to_string(),
         ..CreateVMResponse::default()
     }
 }

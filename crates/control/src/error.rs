@@ -53,8 +53,7 @@ pub enum ControlError {
     },
     /// The VM's shim runs but does not answer.
     #[error(
-        "The shim of VM {vm_id:?} (process {pid}) does not answer; if it stays so, end it with `kill -9 {pid}`: \
-         what it leaves is cleaned up"
+        "The shim of VM {vm_id:?} (process {pid}) does not answer; if it stays so, StopVM ends it and its VM"
     )]
     NoAnswer {
         /// Id of the VM.
@@ -99,17 +98,15 @@ pub enum ControlError {
         /// The caller's bound.
         bound: Duration,
     },
-    /// StopVM was answered but the shim's process did not end.
+    /// The VM's shim did not end it, so both were killed. (The first words are the original's.)
     #[error(
-        "The shim of VM {vm_id:?} (process {pid}) has not ended {bound:?} after StopVM; end it with `kill -9 {pid}`"
+        "forcefully terminated VM {vm_id}: its shim (process {pid}) did not end it in time and was killed too"
     )]
-    StillThere {
+    Forced {
         /// Id of the VM.
         vm_id: String,
         /// The shim's process.
         pid: u32,
-        /// How long was waited.
-        bound: Duration,
     },
     /// Two things went wrong while a VM was ended.
     #[error("{first}; moreover: {second}")]
@@ -157,7 +154,7 @@ impl ControlError {
             Self::NoAnswer { .. } | Self::Lost { .. } => Code::UNAVAILABLE,
             Self::Shim(status) => status.code(),
             Self::GivenUp { .. } => Code::CANCELLED,
-            Self::TimedOut { .. } | Self::StillThere { .. } => Code::DEADLINE_EXCEEDED,
+            Self::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
             Self::Both { first, .. } => first.code(),
             Self::Launch(LaunchError::Identifier(_)) | Self::Look(ListError::Identifier(_)) => {
                 Code::INVALID_ARGUMENT
@@ -167,6 +164,7 @@ impl ControlError {
             | Self::Look(_)
             | Self::CleanUp(_)
             | Self::Died { .. }
+            | Self::Forced { .. }
             | Self::Process { .. }
             | Self::Panicked => Code::INTERNAL,
         }

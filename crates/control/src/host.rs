@@ -19,6 +19,7 @@ use fc_rpc::events::Events;
 use fc_vm::list::{self, Vm};
 use fc_vm::{address, ident, process::ProcessId};
 
+use crate::bury::bury;
 use crate::error::ControlError;
 use crate::{create, stop, watch};
 
@@ -179,6 +180,17 @@ impl Host {
         shim: &Shim,
         call: impl AsyncFnOnce(FirecrackerClient, Context) -> ttrpc::Result<T>,
     ) -> Result<T, ControlError> {
+        self.call_until(namespace, shim, silence, call).await
+    }
+
+    /// The same; `given_up` ends when the shim is to be taken for one that does not answer.
+    pub(crate) async fn call_until<T>(
+        &self,
+        namespace: &str,
+        shim: &Shim,
+        given_up: impl AsyncFnOnce(Client),
+        call: impl AsyncFnOnce(FirecrackerClient, Context) -> ttrpc::Result<T>,
+    ) -> Result<T, ControlError> {
         let Ok(client) = connect(&shim.control).await else {
             return Err(self.unreachable(namespace, shim).await);
         };
@@ -189,7 +201,7 @@ impl Host {
         let answer = tokio::select! {
             biased;
             answer = answer => answer,
-            () = silence(client) => return Err(shim.no_answer()),
+            () = given_up(client) => return Err(shim.no_answer()),
         };
         answer.map_err(|error| match error {
             RpcError::RpcStatus(status) => ControlError::Shim(status),
@@ -218,9 +230,9 @@ impl Host {
     /// Finds a VM's shim.
     pub(crate) async fn find(&self, namespace: &str, vm_id: &str) -> Result<Shim, ControlError> {
         validate(namespace, vm_id)?;
-        let settings = Arc::clone(&self.settings);
+        let host = self.clone();
         let (namespace, vm_id) = (namespace.to_owned(), vm_id.to_owned());
-        blocking(move || find(&settings, namespace, vm_id)).await
+        blocking(move || find(&host, namespace, vm_id)).await
     }
 }
 
@@ -233,7 +245,8 @@ pub(crate) fn validate(namespace: &str, vm_id: &str) -> Result<(), ControlError>
     check("id", vm_id)
 }
 
-fn find(settings: &Settings, namespace: String, vm_id: String) -> Result<Shim, ControlError> {
+fn find(host: &Host, namespace: String, vm_id: String) -> Result<Shim, ControlError> {
+    let settings = &host.settings;
     let base = &settings.config.shim_base_dir;
     for _ in 0..CHANGES {
         let Some(vm) = list::find(base, &namespace, &vm_id)? else {
@@ -259,7 +272,7 @@ fn find(settings: &Settings, namespace: String, vm_id: String) -> Result<Shim, C
         }
         // Waits for whoever is at work there. Leftovers may go at this opportunity; what cannot be undone
         // is told to who starts the VM next.
-        let _ = list::clean_up(&vm.dir);
+        let _ = bury(host, &vm.dir);
     }
     Err(ControlError::NotFound { namespace, vm_id })
 }

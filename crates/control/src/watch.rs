@@ -1,16 +1,13 @@
-//! Shims that end by themselves: whatever one left when it was killed goes at once, and
-//! containerd is told that its VM is no more.
+//! Shims that end by themselves: whatever one left when it was killed goes at once.
 
 use std::fs::File;
 use std::process::Child;
 
-use fc_proto::control::{TOPIC_VM_STOP, VMStop};
-use fc_rpc::events::envelope;
 use fc_vm::dir::VmDir;
-use fc_vm::list::{self, CleanUp};
 use fc_vm::machine::chain;
 use fc_vm::process::ProcessId;
 
+use crate::bury::bury;
 use crate::error::ControlError;
 use crate::host::{Host, blocking};
 use crate::log::{self, LastWords};
@@ -21,7 +18,7 @@ pub async fn adopt(host: &Host) -> Result<(), ControlError> {
         let shim = match vm.shim() {
             Some(shim) => Some(shim),
             None => {
-                bury(host, vm.dir.clone()).await;
+                clear(host, vm.dir.clone()).await;
                 // One that was just being started is there now.
                 let found = host.find(vm.dir.namespace(), vm.dir.vm_id()).await;
                 found.ok().map(|shim| shim.process)
@@ -78,7 +75,7 @@ pub fn spawn(host: &Host, watched: Watched) -> LastWords {
         }
         // First what is left of the VM: containerd is about to look for it too.
         let ended = (dir.clone(), child);
-        bury(&host, dir).await;
+        clear(&host, dir).await;
         // Its end is read when the last writer, the shim, is gone.
         let _ = log.await;
         reap(&ended.0, ended.1);
@@ -106,40 +103,11 @@ fn reap(dir: &VmDir, child: Option<Child>) {
     }
 }
 
-/// Clears what is left of a VM whose shim is dead.
-async fn bury(host: &Host, dir: VmDir) {
+/// Clears what is left of a VM whose shim is dead; what cannot be cleared is logged.
+async fn clear(host: &Host, dir: VmDir) {
     let (namespace, vm_id) = (dir.namespace().to_owned(), dir.vm_id().to_owned());
-    let cleared = blocking(move || {
-        let base = dir.path().parent().unwrap_or(dir.path());
-        let found = list::find(base, dir.namespace(), dir.vm_id())?;
-        let had_vmm = found.is_some_and(|vm| vm.is_dead() && vm.vmm().is_some());
-        Ok((had_vmm, list::clean_up(&dir)?))
-    });
-    match cleared.await {
-        Ok((_, CleanUp::Nothing | CleanUp::Alive)) => {}
-        Ok((had_vmm, CleanUp::Done)) => {
-            tracing::warn!(
-                namespace,
-                vmID = vm_id,
-                "The shim had died; what it left is gone now"
-            );
-            if had_vmm {
-                stopped(host, &namespace, vm_id);
-            }
-        }
-        Err(error) => tracing::error!(namespace, vmID = vm_id, "{}", chain(&error)),
-    }
-}
-
-/// Says what the shim could not say any more. (Its tasks' ends are found by containerd itself, which
-/// calls `delete` for them.)
-fn stopped(host: &Host, namespace: &str, vm_id: String) {
-    let event = VMStop {
-        VMID: vm_id,
-        ..VMStop::default()
-    };
-    match envelope(namespace, TOPIC_VM_STOP, "VMStop", &event) {
-        Ok(event) => host.events.forward(event),
-        Err(error) => tracing::error!(namespace, "Event cannot be encoded: {error}"),
+    let host = host.clone();
+    if let Err(error) = blocking(move || Ok(bury(&host, &dir)?)).await {
+        tracing::error!(namespace, vmID = vm_id, "{}", chain(&error));
     }
 }

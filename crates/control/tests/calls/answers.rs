@@ -1,14 +1,16 @@
 //! What callers get: answers, codes, and no waiting for others.
 
+use std::path::Path;
 use std::time::Duration;
 
 use fc_control::client::Connection;
 use fc_proto::control::*;
-use fc_proto::protobuf::MessageFull;
+use fc_proto::protobuf::{MessageField, MessageFull};
 use fc_proto::ttrpc::Code;
 use fc_proto::ttrpc::context::Context;
 use tokio::task::JoinSet;
 
+use crate::ends::{containerd, expect_stop};
 use crate::setup::*;
 
 crate::tests!(
@@ -17,7 +19,8 @@ crate::tests!(
     codes_by_daemon,
     codes_without_daemon,
     nobody_waits_for_a_vm_that_hangs,
-    a_shim_that_is_silent_is_named,
+    a_shim_that_is_silent_is_stopped_all_the_same,
+    paths_as_the_original_answers_them,
     launched_is_enough_when_asked_so,
 );
 
@@ -231,7 +234,11 @@ async fn nobody_waits_for_a_vm_that_hangs() {
             vm.create_vm(ctx("ns"), &create(id))
                 .await
                 .expect("CreateVM");
-            hung.spawn(async move { drop(vm.stop_vm(Context::default_in("ns"), &stop(id)).await) });
+            let patient = StopVMRequest {
+                TimeoutSeconds: 600,
+                ..stop(id)
+            };
+            hung.spawn(async move { drop(vm.stop_vm(Context::default_in("ns"), &patient).await) });
         } else {
             let request = create(id);
             hung.spawn(
@@ -277,28 +284,61 @@ impl In for Context {
     }
 }
 
-async fn a_shim_that_is_silent_is_named() {
+/// A call to a shim that does not answer says so; StopVM ends it, and its VM.
+async fn a_shim_that_is_silent_is_stopped_all_the_same() {
     let mut setup = Setup::new();
+    let (_containerd, mut events) = containerd(&setup.path("containerd.sock.ttrpc")).await;
     let _daemon = setup.daemon().await;
     let vm = setup.client().await.client;
     let mut launch = create("silent");
     launch.ReturnWhenLaunched = true;
     vm.create_vm(ctx("ns"), &launch).await.expect("CreateVM");
-    let (shim, _) = setup.processes("ns/silent").await;
-    let request = info("silent");
-    let stopping = stop("silent");
-    let (info, stopped) = tokio::join!(
-        vm.get_vm_info(ctx("ns"), &request),
-        vm.stop_vm(ctx("ns"), &stopping),
-    );
-    for (code, text) in [failed(info), failed(stopped)] {
-        assert_eq!(code, Code::UNAVAILABLE);
-        assert!(text.contains(&format!("kill -9 {shim}")), "{text}");
-    }
-    assert!(!is_gone(shim), "whether to end it is for people to say");
-    kill(shim);
-    gone(&setup.base().join("ns#silent")).await;
-    setup.expect_nothing(&setup.sockets("ns", "silent"));
+    let (shim, vmm) = setup.processes("ns/silent").await;
+    let (code, text) = failed(vm.get_vm_info(ctx("ns"), &info("silent")).await);
+    assert_eq!(code, Code::UNAVAILABLE);
+    assert!(text.contains(&format!("(process {shim})")), "{text}");
+    assert!(!is_gone(shim), "only a stop ends it");
+    stopped_by_force(&mut setup, &vm, "silent", shim, vmm).await;
+    expect_stop(&mut events, "ns", "silent").await;
+
+    // As a shim that hangs while it runs, and one that answers but does not end.
+    vm.create_vm(ctx("ns"), &create("runs"))
+        .await
+        .expect("CreateVM");
+    let (shim, vmm) = setup.processes("ns/runs").await;
+    let pid = rustix::process::Pid::from_raw(shim.cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("SIGSTOP");
+    stopped_by_force(&mut setup, &vm, "runs", shim, vmm).await;
+    expect_stop(&mut events, "ns", "runs").await;
+    vm.create_vm(ctx("ns"), &create("stays"))
+        .await
+        .expect("CreateVM");
+    let (shim, vmm) = setup.processes("ns/stays").await;
+    stopped_by_force(&mut setup, &vm, "stays", shim, vmm).await;
+    expect_stop(&mut events, "ns", "stays").await;
+    assert!(events.try_recv().is_err(), "never twice");
+}
+
+/// StopVM kills shim and VMM, says so, and the id is free.
+async fn stopped_by_force(
+    setup: &mut Setup,
+    vm: &FirecrackerClient,
+    vm_id: &str,
+    shim: u32,
+    vmm: u32,
+) {
+    let request = StopVMRequest {
+        TimeoutSeconds: 1,
+        ..stop(vm_id)
+    };
+    let (code, text) = failed(vm.stop_vm(ctx("ns"), &request).await);
+    assert_eq!(code, Code::INTERNAL);
+    let expected = format!("forcefully terminated VM {vm_id}: ");
+    assert!(text.starts_with(&expected), "{text}");
+    assert!(is_gone(shim) && is_gone(vmm));
+    setup.expect_nothing(&setup.sockets("ns", vm_id));
+    let gone = vm.stop_vm(ctx("ns"), &request).await;
+    assert_eq!(failed(gone).0, Code::NOT_FOUND);
 }
 
 /// With ReturnWhenLaunched nobody waits for the boot, and its failure is the later calls'.
@@ -317,4 +357,36 @@ async fn launched_is_enough_when_asked_so() {
     );
     vm.stop_vm(ctx("ns"), &stop("hangs")).await.expect("StopVM");
     setup.expect_nothing(&setup.sockets("ns", "hangs"));
+}
+
+/// With `original_vm_info_paths` CreateVM answers no FIFO paths, and a jail changes no path.
+async fn paths_as_the_original_answers_them() {
+    for original in [false, true] {
+        let setup = Setup::with(&serde_json::json!({"original_vm_info_paths": original}));
+        let _daemon = setup.daemon().await;
+        let vm = setup.client().await.client;
+        let created = vm.create_vm(ctx("ns"), &create("a")).await;
+        let created = created.expect("CreateVM");
+        let fifos = [created.LogFifoPath, created.MetricsFifoPath];
+        let expected = if original {
+            ["", ""]
+        } else {
+            ["log", "metrics"]
+        };
+        assert_eq!(fifos, expected);
+        vm.stop_vm(ctx("ns"), &stop("a")).await.expect("StopVM");
+
+        let mut request = create("b");
+        request.ReturnWhenLaunched = true;
+        request.JailerConfig = MessageField::some(JailerConfig::default());
+        let created = vm.create_vm(ctx("ns"), &request).await.expect("CreateVM");
+        let socket = if original {
+            "firecracker.sock"
+        } else {
+            "rootfs/api.socket"
+        };
+        let expected = setup.base().join("ns#b").join(socket);
+        assert_eq!(Path::new(&created.SocketPath), expected);
+        vm.stop_vm(ctx("ns"), &stop("b")).await.expect("StopVM");
+    }
 }

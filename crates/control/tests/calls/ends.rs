@@ -120,7 +120,12 @@ async fn a_dead_shim_is_undone_at_once_and_announced() {
     setup.expect_nothing(&setup.sockets("ns-2", "found"));
 }
 
-async fn expect_stop(events: &mut mpsc::UnboundedReceiver<Envelope>, namespace: &str, vm_id: &str) {
+/// Expects the end of a VM as the next event.
+pub async fn expect_stop(
+    events: &mut mpsc::UnboundedReceiver<Envelope>,
+    namespace: &str,
+    vm_id: &str,
+) {
     let event = tokio::time::timeout(BOUND, events.recv()).await;
     let event = event.expect("an event").expect("an event");
     assert_eq!(

@@ -37,6 +37,11 @@ pub struct Daemon {
 
 impl Setup {
     pub fn new() -> Self {
+        Self::with(&serde_json::json!({}))
+    }
+
+    /// With more keys in the configuration.
+    pub fn with(keys: &serde_json::Value) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = UnixDatagram::bind(dir.path().join("said")).expect("a socket");
         let (sender, said) = mpsc::unbounded_channel();
@@ -54,10 +59,12 @@ impl Setup {
             heard: VecDeque::new(),
             dir,
         };
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "shim_base_dir": setup.base(),
             "control_address": setup.path("control.sock"),
         });
+        let keys = keys.as_object().expect("an object").clone();
+        config.as_object_mut().expect("an object").extend(keys);
         std::fs::write(setup.path("config.json"), config.to_string()).expect("a configuration");
         setup
     }

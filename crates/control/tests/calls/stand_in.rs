@@ -163,6 +163,8 @@ impl Firecracker for Calls {
         Ok(GetVMInfoResponse {
             VMID: request.VMID,
             SocketPath: vm.name(),
+            LogFifoPath: "log".to_owned(),
+            MetricsFifoPath: "metrics".to_owned(),
             CgroupPath: format!("{} MiB", vm.request.MachineCfg.MemSizeMib),
             ..GetVMInfoResponse::default()
         })
