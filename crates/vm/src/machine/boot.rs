@@ -303,6 +303,7 @@ impl Host<'_> {
                 fstype: mount.fstype.clone(),
                 options: mount.options.clone(),
                 owner: drive_mount_field(index),
+                held: None,
             };
             let attached = drives.attach_drive_mount(index, attach).await;
             attached.map_err(|source| BootError::DriveMount {

@@ -117,9 +117,10 @@ impl Machine {
         self.jail.cgroup_path()
     }
 
-    /// Removes the jail of a VM that has ended, without blocking. Answers all that failed; it stays on record, for
+    /// Lets go of what containers' drives held in a VM that has ended, and removes its jail, without blocking. Answers all that failed; it stays on record, for
     /// [`crate::state::undo`].
     pub async fn close(&self) -> Vec<fc_jailer::UndoError> {
+        self.drives.vm_ended();
         self.jail.close().await
     }
 

@@ -2,23 +2,26 @@
 
 use std::time::Duration;
 
+use fc_client::Vmm;
 use fc_client::api::InstanceState;
 
 use super::{GuestError, Machine};
 
 /// How long a killed VMM may take to end.
 const KILL_BOUND: Duration = Duration::from_secs(5);
+/// Longest time between SIGTERM and SIGKILL; a VMM ends at the first at once.
+const TERM_GRACE: Duration = Duration::from_secs(1);
 
 /// Why a VM did not end as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
-    /// The agent could not be asked, or refused; the VMM was killed.
+    /// The agent could not be asked, or refused; the VMM was ended by a signal.
     #[error("The guest could not be asked to shut down, so its VMM was killed")]
     Guest(#[from] GuestError),
     /// A paused guest cannot be asked anything; the VMM was killed.
     #[error("The VM is paused, so its VMM was killed")]
     Paused,
-    /// The guest did not end in time; the VMM was killed.
+    /// The guest did not end in this time; the VMM was ended by a signal.
     #[error("The guest did not shut down within {0:?}, so its VMM was killed")]
     TimedOut(Duration),
     /// Not even the kill helped.
@@ -30,10 +33,12 @@ pub enum StopError {
 }
 
 impl Machine {
-    /// Ends the VM: asks the agent, unless the VM is paused, waits for the VMM's end at most `bound`, else kills the VMM.
+    /// Ends the VM within `bound`: asks the agent and waits for the VMM's end; a VMM that is still there then gets
+    /// SIGTERM and at last SIGKILL. For those the last quarter of the bound is kept, at most 1 s. That of a paused
+    /// VM, whose guest cannot be asked, gets SIGKILL at once.
     ///
     /// # Errors
-    /// Why it had to be killed; the VM has ended all the same, except for [`StopError::Unkillable`].
+    /// Why signals were needed; the VM has ended all the same, except for [`StopError::Unkillable`].
     pub async fn stop(&self, bound: Duration) -> Result<(), StopError> {
         let graceful = async {
             // A VMM that does not answer is no reason not to ask the guest.
@@ -42,21 +47,9 @@ impl Machine {
                 return Err(StopError::Paused);
             }
             self.guest.shut_down(bound).await?;
-            self.vmm.exited().await;
             Ok(())
         };
-        let result = tokio::select! {
-            biased;
-            // A VMM that is gone needs no answer of its guest.
-            _ = self.vmm.exited() => return Ok(()),
-            result = tokio::time::timeout(bound, graceful) => {
-                result.unwrap_or(Err(StopError::TimedOut(bound)))
-            }
-        };
-        match result {
-            Ok(()) => Ok(()),
-            Err(error) => self.kill().await.and(Err(error)),
-        }
+        end(&self.vmm, graceful, bound).await
     }
 
     /// Kills the VMM and waits for its end.
@@ -64,12 +57,129 @@ impl Machine {
     /// # Errors
     /// When it does not end.
     pub async fn kill(&self) -> Result<(), StopError> {
-        self.vmm.kill();
-        match tokio::time::timeout(KILL_BOUND, self.vmm.exited()).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(StopError::Unkillable {
-                pid: self.vmm.pid(),
-            }),
+        kill(&self.vmm).await
+    }
+}
+
+/// Ends a VMM within `bound`, whose guest `ask` asks to shut down.
+async fn end(
+    vmm: &Vmm,
+    ask: impl Future<Output = Result<(), StopError>>,
+    bound: Duration,
+) -> Result<(), StopError> {
+    let grace = TERM_GRACE.min(bound / 4);
+    let patience = bound - grace;
+    let asked = async {
+        ask.await?;
+        vmm.exited().await;
+        Ok(())
+    };
+    let result = tokio::select! {
+        biased;
+        // A VMM that is gone needs no answer of its guest.
+        _ = vmm.exited() => return Ok(()),
+        result = tokio::time::timeout(patience, asked) => {
+            result.unwrap_or(Err(StopError::TimedOut(patience)))
         }
+    };
+    let Err(error) = result else { return Ok(()) };
+    match error {
+        StopError::Paused => kill(vmm).await?,
+        _ => {
+            let ended = vmm.stop(grace).await;
+            ended.map_err(
+                |fc_client::StopError::Unkillable { pid }| StopError::Unkillable { pid },
+            )?;
+        }
+    }
+    Err(error)
+}
+
+async fn kill(vmm: &Vmm) -> Result<(), StopError> {
+    vmm.kill();
+    match tokio::time::timeout(KILL_BOUND, vmm.exited()).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(StopError::Unkillable { pid: vmm.pid() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+
+    use fc_client::{ProcessExit, StartedVmm};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// What `sh` does as a VMM that takes SIGTERM, and as one that does not.
+    const ENDS: &str = "trap 'exit 7' TERM; echo; read line";
+    const STAYS: &str = "trap '' TERM; echo; read line";
+    const BOUND: Duration = Duration::from_secs(2);
+
+    /// Runs a script that says a line when it is ready, beside an API that answers a version. It reads what is
+    /// written to the other part of the answer.
+    async fn vmm(script: &str) -> (Vmm, ChildStdin) {
+        let dir = tempfile::tempdir().unwrap();
+        let api = dir.path().join("api");
+        let listener = tokio::net::UnixListener::bind(&api).unwrap();
+        let body = r#"{"app_name":"sh","id":"vm","state":"Running","vmm_version":"1.10.1","firecracker_version":"1.10.1"}"#;
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let serve = async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                while stream.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            }
+        };
+        let server = tokio::spawn(serve);
+        let mut command = Command::new("sh");
+        let command = command
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        // The VMM is who waits for it.
+        let mut child = command.spawn().unwrap();
+        let mut ready = String::new();
+        let stdout = child.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut ready).unwrap();
+        let vmm = Vmm::attach(StartedVmm::new("sh", child.id(), api)).await;
+        server.abort();
+        (vmm.unwrap(), child.stdin.take().unwrap())
+    }
+
+    fn status(vmm: &Vmm) -> Option<ExitStatus> {
+        match vmm.end()?.status {
+            ProcessExit::Status(status) => Some(status),
+            ProcessExit::Unknown => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_stays_ends_by_sigterm() {
+        let (vmm, _input) = vmm(ENDS).await;
+        let stopped = end(&vmm, std::future::pending(), BOUND).await;
+        assert!(matches!(stopped, Err(StopError::TimedOut(patience)) if patience < BOUND));
+        assert_eq!(status(&vmm).and_then(|status| status.code()), Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_does_not_mind_sigterm_is_killed() {
+        let (vmm, _input) = vmm(STAYS).await;
+        let stopped = end(&vmm, async { Ok(()) }, BOUND).await;
+        assert!(matches!(stopped, Err(StopError::TimedOut(_))));
+        assert_eq!(status(&vmm).and_then(|status| status.signal()), Some(9));
+    }
+
+    #[tokio::test]
+    async fn a_paused_vm_is_killed_at_once() {
+        let (vmm, _input) = vmm(ENDS).await;
+        let stopped = end(&vmm, async { Err(StopError::Paused) }, BOUND).await;
+        assert!(matches!(stopped, Err(StopError::Paused)));
+        assert_eq!(status(&vmm).and_then(|status| status.signal()), Some(9));
     }
 }

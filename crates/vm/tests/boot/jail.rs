@@ -62,6 +62,7 @@ async fn jailed(policy: DriveExposePolicy) {
         fstype: "ext4".into(),
         options: Vec::new(),
         owner: "c".into(),
+        held: None,
     };
     machine
         .drives()

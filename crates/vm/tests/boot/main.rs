@@ -250,6 +250,7 @@ async fn a_connection_that_breaks_is_made_again() {
             fstype: "ext4".into(),
             options: Vec::new(),
             owner: format!("c{number}"),
+            held: None,
         };
         machine
             .drives()
