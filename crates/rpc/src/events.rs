@@ -256,7 +256,9 @@ mod tests {
             }
         }
         let mut length = events.queue.length();
-        length.wait_for(|length| *length == 0).await.unwrap();
+        let empty = length.wait_for(|length| *length == 0);
+        let empty = tokio::time::timeout(Duration::from_secs(10), empty).await;
+        empty.expect("an event keeps others back").unwrap();
     }
 
     #[tokio::test]
