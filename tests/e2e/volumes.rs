@@ -15,6 +15,10 @@ pub const TESTS: &[(&str, OnInstance)] = &[
     ("volumes::images_are_drives", images),
     ("volumes::others_are_refused_by_name", refused),
     ("volumes::two_vms_share_an_image", shared_image),
+    (
+        "volumes::an_image_gives_the_guest_volumes",
+        prepared_in_the_guest,
+    ),
     ("volumes::what_was_written_comes_back", write_back),
     (
         "volumes::without_the_annotation_nothing_comes_back",
@@ -186,6 +190,56 @@ fn shared_image(on: &Instance) {
         on.remove(id);
         crate::shared_vm::stop_vm(on, &format!("vm-{id}"));
     }
+}
+
+/// One container copies directories of its image to where the VM's others see them ([VOL-5, 9]).
+fn prepared_in_the_guest(on: &Instance) {
+    let dir = host_dir(on, "in-guest");
+    let annotation = "aws.firecracker.vm.id=guest-volumes";
+    let programs = mount(
+        "vm:bind",
+        Path::new("/usr/local/bin"),
+        "/hostbin",
+        "bind:ro",
+    );
+    let volumes = mount("vm:bind", Path::new("/volumes"), "/hostvolumes", "bind:rw");
+    let init = |volume: &str| {
+        let input =
+            serde_json::json!({"From": "/", "To": "/hostvolumes/content", "Volumes": [volume]});
+        let path = dir.join("input");
+        fs::write(&path, input.to_string()).expect("input");
+        let options = [
+            "--rm",
+            "--annotation",
+            annotation,
+            "--mount",
+            &programs,
+            "--mount",
+            &volumes,
+        ];
+        let mut run = on.run_command(&options, "content", &["/hostbin/volume-init"]);
+        run.stdin(fs::File::open(path).expect("input"));
+        finish(run)
+    };
+    assert_eq!(init("/etc").expect(0).text(), "");
+    let failed = init("/missing").expect(1).text();
+    let answer: serde_json::Value = serde_json::from_str(&failed).expect(&failed);
+    let error = answer["Error"].as_str().expect("a text");
+    assert!(error.contains("/missing"), "{error}");
+
+    let volume = mount(
+        "bind",
+        Path::new("/volumes/content/etc"),
+        "/copy",
+        "bind:rw",
+    );
+    let options = ["--annotation", annotation, "--mount", &volume];
+    let script = "cat /etc/group > /expected; cat /copy/group | cmp - /expected && echo same; echo kept > /copy/new";
+    let done = on.run(&options, "writer", &["/bin/sh", "-c", script]);
+    assert_eq!(done.expect(0).text(), "same\n");
+    let done = on.run(&options, "reader", &["/bin/cat", "/copy/new"]);
+    assert_eq!(done.expect(0).text(), "kept\n");
+    crate::shared_vm::stop_vm(on, "guest-volumes");
 }
 
 /// Names in what `ctr snapshots diff` shows of the container's snapshot.
