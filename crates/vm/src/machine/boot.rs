@@ -15,9 +15,10 @@ use tokio::time::Instant;
 
 use super::backend::{Mounter, Patcher};
 use super::configure::{Shown, configure};
-use super::error::{BootError, Console, chain};
+use super::error::{BootError, chain};
 use super::fifos::Fifos;
 use super::guest::{Guest, GuestError, announcement};
+use super::last_words::{Console, LastLog};
 use super::spec::drive_mount_field;
 use super::{HostPorts, Machine, Progress, VmDir, VmSpec, VmmInfo, WaitsFor, dir, preflight};
 use crate::process::ProcessId;
@@ -181,7 +182,7 @@ impl Host<'_> {
                 Ok(started) => started,
                 Err(failure) => return Err(explain(failure, &vmm).await),
             },
-            end = vmm.exited() => return Err(ended(&end, &vmm)),
+            end = vmm.exited() => return Err(ended(end)),
         };
         Ok(Machine {
             dir: self.vm_dir.clone(),
@@ -374,7 +375,7 @@ async fn explain(failure: Failure, vmm: &Vmm) -> BootError {
                 GuestError::Agent(_) | GuestError::Protocol { .. } | GuestError::Announcement(_)
             );
             match end {
-                Ok(end) if !explained => ended(&end, vmm),
+                Ok(end) if !explained => ended(end),
                 _ => BootError::Guest {
                     error,
                     console: Console::new(vmm.console()),
@@ -384,10 +385,11 @@ async fn explain(failure: Failure, vmm: &Vmm) -> BootError {
     }
 }
 
-fn ended(end: &VmmEnd, vmm: &Vmm) -> BootError {
+fn ended(end: VmmEnd) -> BootError {
     BootError::Ended {
         status: end.status,
-        console: Console::new(vmm.console()),
+        console: Console::new(end.last_output),
+        log: LastLog::new(end.last_log),
     }
 }
 

@@ -5,14 +5,11 @@ use std::time::Duration;
 
 use fc_client::host::kvm::Kvm;
 
-use super::diagnosis::{PANIC, diagnose};
 use super::guest::GuestError;
+use super::last_words::{Console, LastLog};
 use super::preflight::PreflightError;
 use super::spec::SpecError;
 use crate::state::StateError;
-
-/// Console lines in an error text.
-const CONSOLE_LINES: usize = 15;
 
 /// Why a VM did not start.
 #[derive(Debug, thiserror::Error)]
@@ -110,14 +107,16 @@ pub enum BootError {
     },
     /// The VMM ended while the guest booted.
     #[error(
-        "{}The VMM ended while the guest booted: {status}{console}",
-        cause(console)
+        "{}The VMM ended while the guest booted: {status}{console}{}",
+        console.cause(), log.unless(console)
     )]
     Ended {
         /// How the VMM's process ended.
         status: fc_client::ProcessExit,
         /// The guest's last words.
         console: Console,
+        /// The VMM's last words; shown when the console tells no cause.
+        log: LastLog,
     },
     /// The bound on the start passed.
     #[error(
@@ -222,65 +221,6 @@ impl BootError {
     }
 }
 
-/// The guest's last console lines, as a suffix of an error text.
-#[derive(Debug, Clone, Default)]
-pub struct Console(Vec<String>);
-
-impl Console {
-    /// Keeps what tells something: not the registers and the call trace after a panic, and the
-    /// VMM's own log lines only when the guest said nothing.
-    #[must_use]
-    pub fn new(mut lines: Vec<String>) -> Self {
-        lines.retain(|line| !line.trim().is_empty());
-        if let Some(panic) = lines.iter().position(|line| line.contains(PANIC)) {
-            lines.truncate(panic + 1);
-        }
-        if lines.iter().any(|line| !is_vmm_log(line)) {
-            lines.retain(|line| !is_vmm_log(line));
-        }
-        Self(lines)
-    }
-}
-
-impl std::fmt::Display for Console {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str(" (the guest's console is empty)");
-        }
-        f.write_str("; the guest's last console lines:")?;
-        for line in &self.0[self.0.len().saturating_sub(CONSOLE_LINES)..] {
-            write!(f, "\n  {}", line.trim_end())?;
-        }
-        Ok(())
-    }
-}
-
-/// Whether a line is of Firecracker's log, `2026-01-31T12:34:56.123456789 [id:thread] ...`, which
-/// shares its output with the console until a log file is configured.
-fn is_vmm_log(line: &str) -> bool {
-    let mut words = line.split(' ');
-    let time = words.next().unwrap_or_default().as_bytes();
-    time.len() > 20
-        && time[4] == b'-'
-        && time[10] == b'T'
-        && words.next().is_some_and(|word| word.starts_with('['))
-}
-
-/// The cause that the console shows, as the beginning of a sentence.
-fn cause(console: &Console) -> String {
-    let Some(cause) = diagnose(&console.0) else {
-        return String::new();
-    };
-    let text = cause.to_string();
-    let mut chars = text.chars();
-    let first = chars.next().map(|c| c.to_ascii_uppercase());
-    format!(
-        "{}{}. ",
-        first.map_or_else(String::new, String::from),
-        chars.as_str()
-    )
-}
-
 /// An error and its causes on one line, as an API's status carries it.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -309,6 +249,7 @@ mod tests {
         let error = BootError::Ended {
             status: fc_client::ProcessExit::Status(std::process::ExitStatus::from_raw(0)),
             console: Console::new(lines.map(str::to_owned).to_vec()),
+            log: LastLog::new(vec!["VMM: shut down".to_owned()]),
         };
         assert_eq!(
             error.to_string(),
@@ -318,22 +259,21 @@ mod tests {
     }
 
     #[test]
-    fn the_console_is_what_the_guest_said() {
-        let lines = [
-            "2026-11-21T19:42:34.413091955 [vm:main] Listening on API socket (\"firecracker.sock\").",
-            "crashing-agent: giving up",
-            "[    2.5] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000300",
-            "[    2.6] RIP: 0033:0x7fcb7db15489",
-        ]
-        .map(str::to_owned);
-        let only_log = Console::new(lines[..1].to_vec());
-        assert!(only_log.to_string().contains("Listening"));
-        assert_eq!(
-            Console::new(lines.to_vec()).to_string(),
-            format!(
-                "; the guest's last console lines:\n  {}\n  {}",
-                lines[1], lines[2]
-            )
+    fn what_only_the_vmm_knows_is_in_its_log() {
+        let log = [
+            "",
+            "2026-11-21T19:42:34.413091955 [vm:fc_vcpu 0] Failed to run the vCPU: bad exit",
+        ];
+        let error = BootError::Ended {
+            status: fc_client::ProcessExit::Unknown,
+            console: Console::new(vec!["[ 0.1] booting".to_owned()]),
+            log: LastLog::new(log.map(str::to_owned).to_vec()),
+        };
+        let text = error.to_string();
+        let (_, log) = text.split_once("; the VMM's last log lines:\n").unwrap();
+        assert!(
+            log.contains("Failed to run the vCPU") && !text.contains("\n\n"),
+            "{text}"
         );
     }
 

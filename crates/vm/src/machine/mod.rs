@@ -7,6 +7,7 @@ mod diagnosis;
 mod error;
 mod fifos;
 mod guest;
+mod last_words;
 mod ports;
 mod preflight;
 mod progress;
@@ -24,8 +25,9 @@ use tokio::task::JoinHandle;
 
 pub use boot::boot;
 pub use diagnosis::{Cause, diagnose};
-pub use error::{BootError, Class, Console, chain};
+pub use error::{BootError, Class, chain};
 pub use guest::{Connection, Guest, GuestError, NAMESPACE_KEY};
+pub use last_words::{Console, LastLog};
 pub use ports::HostPorts;
 pub use preflight::{PreflightError, What};
 pub use progress::{Progress, Span, VmmInfo, WaitsFor};
