@@ -15,7 +15,7 @@ mod fifo;
 pub mod host;
 mod readiness;
 mod tail;
-mod text;
+pub mod text;
 mod vmm;
 
 pub use client::{BOOT_BOUND, Client, DEFAULT_BOUND};

@@ -3,13 +3,14 @@
 /// Longest [`excerpt`] in bytes of its source.
 const MAX_EXCERPT: usize = 4096;
 
-/// The start of `bytes` as [`clean`] text.
-pub(crate) fn excerpt(bytes: &[u8]) -> String {
+/// The start of `bytes`, at most 4 KiB of them, as text on one line that does nothing to a terminal: without control
+/// characters, terminal sequences, and characters that are not seen or change the direction of others.
+#[must_use]
+pub fn excerpt(bytes: &[u8]) -> String {
     clean(&bytes[..bytes.len().min(MAX_EXCERPT)])
 }
 
-/// `bytes` as text on one line that does nothing to a terminal: without control characters, terminal sequences,
-/// and characters that are not seen or change the direction of others.
+/// All of `bytes` as text like an [`excerpt`]'s.
 pub(crate) fn clean(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut clean = String::with_capacity(text.len());

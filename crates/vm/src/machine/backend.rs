@@ -8,6 +8,7 @@ use fc_proto::guest::{MountDriveRequest, UnmountDriveRequest};
 use fc_proto::ttrpc::Error as RpcError;
 
 use super::Guest;
+use super::guest::heard;
 
 /// Swaps files through the VMM's API.
 pub(super) struct Patcher(pub(super) Client);
@@ -63,7 +64,7 @@ impl GuestMounter for Mounter {
 
 /// The agent's own words; ttrpc would show the whole message that they came in.
 fn said(error: RpcError) -> BackendError {
-    match error {
+    match heard(error) {
         RpcError::RpcStatus(status) => status.message.into(),
         lost => lost.into(),
     }

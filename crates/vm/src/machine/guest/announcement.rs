@@ -6,6 +6,7 @@ use fc_proto::guest::{Announcement, PROTOCOL};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use super::GuestError;
+use super::words::printable;
 
 /// How long an agent may hesitate over its announcement.
 const ANSWER_BOUND: Duration = Duration::from_secs(30);
@@ -46,13 +47,6 @@ pub(super) fn check_protocol(theirs: u32, agent_version: &str) -> Result<(), Gue
     })
 }
 
-/// Text of the guest, fit for a host's terminal and log.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,7 +76,7 @@ mod tests {
         .unwrap();
         assert!(matches!(
             announce("{\"protocol\":99,\"agent_version\":\"9.9\\u001b\"}\n").await,
-            Err(GuestError::Protocol { theirs: 99, agent_version }) if agent_version == "9.9 "
+            Err(GuestError::Protocol { theirs: 99, agent_version }) if agent_version == "9.9"
         ));
         assert!(matches!(
             announce(&format!(

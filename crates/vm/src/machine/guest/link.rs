@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::announcement::check_protocol;
+use super::words::heard;
 use super::{GuestError, NAMESPACE_KEY};
 use crate::timeline::now_ns;
 
@@ -108,6 +109,7 @@ impl Link {
         AgentClient::new(self.client.clone())
             .configure(context, request)
             .await
+            .map_err(heard)
     }
 
     /// Waits until the connection is over.

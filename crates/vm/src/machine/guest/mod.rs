@@ -4,6 +4,7 @@
 mod announcement;
 mod keeper;
 mod link;
+mod words;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ use tokio::time::Instant;
 
 pub(super) use announcement::announcement;
 use link::{Link, in_namespace};
+pub(super) use words::heard;
+use words::printable;
 
 use super::VmDir;
 use crate::timeline::{Timeline, now_ns};
@@ -164,7 +167,7 @@ impl Guest {
         // Later answers come from the same agent, or from a guest that is not to be believed.
         inner.agent.get_or_init(|| {
             configured.map(|configured| Agent {
-                version: configured.response.agent_version,
+                version: printable(&configured.response.agent_version),
                 features: configured.response.features.into_iter().collect(),
             })
         });
@@ -293,7 +296,7 @@ impl Guest {
             Ok(_) | Err(RpcError::RemoteClosed | RpcError::LocalClosed | RpcError::Eof) => Ok(()),
             Err(source) => Err(GuestError::Call {
                 call: "Shutdown",
-                source,
+                source: heard(source),
             }),
         }
     }
