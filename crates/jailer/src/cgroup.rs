@@ -4,18 +4,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use crate::member::Member;
 
 /// Parent of the groups if the request names none.
 pub(crate) const DEFAULT_PARENT: &str = "/firecracker-containerd";
 
+/// How many processes are held at a time: less than a process may have descriptors.
+const BATCH: usize = 128;
 /// Between two attempts to remove a group.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -177,22 +176,71 @@ impl Hierarchies {
     pub(crate) fn kill(&self, path: &str, keep: Option<u32>, bound: Duration) -> io::Result<()> {
         let deadline = Instant::now() + bound;
         // A process may have made another one just before it was killed.
-        loop {
-            let pids = self.processes(path)?;
-            if pids.is_empty() {
-                return Ok(());
+        while !self.processes(path)?.is_empty() {
+            let members = self.members(path, &BTreeSet::new())?;
+            self.kill_at_once(path);
+            for member in &members {
+                member.kill()?;
             }
-            for pid in pids {
-                kill(pid, keep, deadline)?;
+            for member in members {
+                let rest = deadline.saturating_duration_since(Instant::now());
+                if !member.ends_within(rest)? {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                if keep.map(i64::from) != Some(member.pid().as_raw_pid().into()) {
+                    member.reap();
+                }
             }
             if Instant::now() >= deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
+        Ok(())
+    }
+
+    /// Lets the kernel kill all processes of a group, where it can: not even one that is just being made is
+    /// missed. What it cannot is killed one by one.
+    fn kill_at_once(&self, path: &str) {
+        for mount in self.mounts.iter().filter(|mount| mount.v2) {
+            let file = inside(&mount.path, path).join("cgroup.kill");
+            let written = fs::OpenOptions::new()
+                .write(true)
+                .open(&file)
+                .and_then(|mut file| file.write_all(b"1"));
+            if let Err(error) = written
+                && !is_gone(&error)
+            {
+                tracing::debug!(file = %file.display(), %error, "The processes of the group are killed one by one");
+            }
+        }
+    }
+
+    /// Processes in the group and below, in any hierarchy, without those in `except`; a bounded number at a time.
+    pub(crate) fn members(&self, path: &str, except: &BTreeSet<i32>) -> io::Result<Vec<Member>> {
+        let mut members = Vec::new();
+        for pid in self.processes(path)?.difference(except).take(BATCH) {
+            members.extend(Member::open(*pid)?);
+        }
+        self.retain_members(path, &mut members)?;
+        Ok(members)
+    }
+
+    /// Drops the processes that are not in the group: they have the numbers of such as have ended since the group
+    /// was read.
+    fn retain_members(&self, path: &str, members: &mut Vec<Member>) -> io::Result<()> {
+        let listed = self.listed(path)?;
+        members.retain(|member| listed.contains(&member.pid().as_raw_pid()));
+        Ok(())
     }
 
     /// The processes in the group and below, in any hierarchy; ended ones that nobody has reaped yet are not.
     pub(crate) fn processes(&self, path: &str) -> io::Result<BTreeSet<i32>> {
+        let mut pids = self.listed(path)?;
+        pids.retain(|pid| !is_zombie(*pid));
+        Ok(pids)
+    }
+
+    fn listed(&self, path: &str) -> io::Result<BTreeSet<i32>> {
         let mut pids = BTreeSet::new();
         for directory in self.directories(path) {
             for directory in tree(&directory)? {
@@ -205,7 +253,7 @@ impl Hierarchies {
             }
         }
         // 0 stands for a process that this one cannot see.
-        pids.retain(|pid| *pid > 0 && !is_zombie(*pid));
+        pids.retain(|pid| *pid > 0);
         Ok(pids)
     }
 
@@ -298,32 +346,6 @@ fn is_zombie(pid: i32) -> bool {
     };
     stat.rsplit_once(") ")
         .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
-}
-
-fn kill(pid: i32, keep: Option<u32>, deadline: Instant) -> io::Result<()> {
-    let Some(raw) = Pid::from_raw(pid) else {
-        return Ok(());
-    };
-    let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    match pidfd_send_signal(&pidfd, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let rest = deadline.saturating_duration_since(Instant::now());
-    let rest = Timespec::try_from(rest).map_err(|_| io::ErrorKind::InvalidInput)?;
-    if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&rest))? == 0 {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    if keep.map(i64::from) != Some(pid.into()) {
-        // It may be somebody else's child.
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let _ = waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)), options);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -116,3 +116,45 @@ fn processes_are_killed_and_reaped() {
     assert!(child.wait().is_err(), "it has been waited for");
     host.kill("/none", None, Duration::ZERO).unwrap();
 }
+
+#[test]
+fn a_number_that_another_process_has_got_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let host = host(directory.path(), true);
+    let group = directory.path().join("unified/p/vm");
+    fs::create_dir_all(&group).unwrap();
+    let sleep = || std::process::Command::new("sleep").arg("60").spawn();
+    let (mut one, mut other) = (sleep().unwrap(), sleep().unwrap());
+    let open = |child: &std::process::Child| {
+        let pid = i32::try_from(child.id()).unwrap();
+        super::Member::open(pid).unwrap().unwrap()
+    };
+    let mut members = vec![open(&one), open(&other)];
+    fs::write(group.join("cgroup.procs"), format!("{}\n", one.id())).unwrap();
+    host.retain_members("/p/vm", &mut members).unwrap();
+    let left: Vec<_> = members
+        .iter()
+        .map(|member| member.pid().as_raw_pid())
+        .collect();
+    assert_eq!(left, [i32::try_from(one.id()).unwrap()]);
+    for child in [&mut one, &mut other] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn the_kernel_kills_a_group_where_it_can() {
+    let directory = tempfile::tempdir().unwrap();
+    let host = host(directory.path(), false);
+    for path in ["unified/p/vm", "pids/p/vm"] {
+        let group = directory.path().join(path);
+        fs::create_dir_all(&group).unwrap();
+        fs::write(group.join("cgroup.kill"), "").unwrap();
+    }
+    host.kill_at_once("/p/vm");
+    let written = |path| fs::read_to_string(directory.path().join(path)).unwrap();
+    assert_eq!(written("unified/p/vm/cgroup.kill"), "1");
+    assert_eq!(written("pids/p/vm/cgroup.kill"), "", "no file of version 1");
+    host.kill_at_once("/none");
+}

@@ -7,11 +7,13 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Resource, Rlimit, prlimit};
 
 use crate::cgroup::Hierarchies;
+use crate::member::Member;
 
 /// Room for stub drives, in bytes.
 const LEAST: u64 = 1 << 20;
@@ -70,27 +72,43 @@ impl FileLimit {
         let mut done = BTreeSet::new();
         loop {
             // A process may have been made by one that had the old limit still.
-            let mut new = self.hierarchies.processes(&self.cgroup)?;
-            new.retain(|pid| !done.contains(pid));
-            if new.is_empty() {
+            let members = self.hierarchies.members(&self.cgroup, &done)?;
+            if members.is_empty() {
                 return Ok(());
             }
-            for pid in new {
-                match prlimit(Pid::from_raw(pid), Resource::Fsize, limit) {
-                    Ok(_) | Err(Errno::SRCH) => {}
-                    Err(Errno::PERM) => {
+            for member in members {
+                match set(&member, limit) {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                         // A host whose root has less than all capabilities: the VM is no worse off than the host.
                         tracing::warn!(
                             "Without CAP_SYS_RESOURCE a VMM can make the images of its drives longer"
                         );
                         return Ok(());
                     }
-                    Err(error) => return Err(error.into()),
+                    other => other?,
                 }
-                done.insert(pid);
+                done.insert(member.pid().as_raw_pid());
             }
         }
     }
+}
+
+/// Limits a process, and none that has got its number. One that has ended is no error.
+fn set(member: &Member, limit: Rlimit) -> io::Result<()> {
+    // prlimit(2) knows numbers only.
+    let before = match prlimit(Some(member.pid()), Resource::Fsize, limit) {
+        Ok(before) => before,
+        Err(Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if member.ends_within(Duration::ZERO)? {
+        // Then another process may have been limited, which gets its own limit back.
+        match prlimit(Some(member.pid()), Resource::Fsize, before) {
+            Ok(_) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -129,5 +147,27 @@ mod tests {
         assert_eq!(words[..2], ["5242880", "5242880"]);
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_limited() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let member = Member::open(pid).unwrap().unwrap();
+        child.kill().unwrap();
+        // Its number stays its own until it is waited for, so that the limit can be looked at.
+        assert!(member.ends_within(Duration::from_secs(10)).unwrap());
+        let before = limit_of(child.id());
+        let limit = Rlimit {
+            current: Some(1),
+            maximum: rustix::process::getrlimit(Resource::Fsize).maximum,
+        };
+        set(&member, limit).unwrap();
+        assert_eq!(limit_of(child.id()), before);
+        child.wait().unwrap();
+        set(&member, limit).unwrap();
     }
 }

@@ -20,6 +20,7 @@ mod file_mount;
 mod idmap;
 mod jailer;
 mod layout;
+mod member;
 mod needs;
 mod netns;
 mod oci_runtime;
