@@ -1,10 +1,10 @@
 //! Puts files behind the slots of a running VM and takes them away again.
 //!
-//! Attaching takes four steps: reserve a slot, expose the file to the VMM as
+//! Attaching takes four steps (`work`): reserve a slot, expose the file to the VMM as
 //! `<stub>.attached`, have the VMM open that, have the guest mount the drive. Detaching,
 //! and undoing an attach that failed, goes the same way back from wherever it got
 //! to and stops at the first step that fails: a file that the guest may still
-//! write to must stay behind its drive. The slot is then quarantined.
+//! write to must stay behind its drive. The slot is then quarantined, and keeps what its user gave it to hold.
 //!
 //! Each operation runs as a task of its own: one that has begun comes to its
 //! end whether or not the caller still waits for it.
@@ -14,17 +14,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
-use crate::backend::{BackendError, DrivePatcher, Exposer, GuestMounter};
-use crate::error::{DetachErrors, DriveError, Step, chain};
+use crate::backend::{DrivePatcher, Exposer, GuestMounter};
+use crate::error::{DetachErrors, DriveError, chain};
 use crate::options::with_access;
-use crate::slots::{
-    Detachable, Kind, Progress, Role, SlotId, SlotInfo, SlotUse, Slots, Taken, Unavailable,
-};
+use crate::slots::{Detachable, Held, Kind, Role, SlotId, SlotInfo, SlotUse, Slots, Unavailable};
+use crate::work::Work;
 
 /// What to attach, and where the guest shall have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Attach {
     /// Absolute path of the file or block device on the host.
     pub host_path: PathBuf,
@@ -36,6 +34,9 @@ pub struct Attach {
     pub options: Vec<String>,
     /// Who it is for (a container's id): shown to people, and the key of [`Drives::detach_owner`].
     pub owner: String,
+    /// What must live as long as the VMM may use the file. Let go of when the file is out of its sight, so not
+    /// while the slot is quarantined, or when the VM has ended; at once if no slot is to be had.
+    pub held: Option<Held>,
 }
 
 /// A drive that the guest has mounted. Dropping this does nothing: use [`Drives::detach`].
@@ -55,13 +56,13 @@ pub struct Drives {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     slots: Mutex<Slots>,
     /// Wakes those who wait for a slot that is being worked on.
-    changed: Notify,
-    exposer: Arc<dyn Exposer>,
-    patcher: Arc<dyn DrivePatcher>,
-    mounter: Arc<dyn GuestMounter>,
+    pub(crate) changed: Notify,
+    pub(crate) exposer: Arc<dyn Exposer>,
+    pub(crate) patcher: Arc<dyn DrivePatcher>,
+    pub(crate) mounter: Arc<dyn GuestMounter>,
 }
 
 impl Drives {
@@ -123,7 +124,7 @@ impl Drives {
         &self,
         role: Role,
         writable: bool,
-        request: Attach,
+        mut request: Attach,
         exhausted: impl FnOnce() -> DriveError,
     ) -> Result<AttachedDrive, DriveError> {
         if !request.host_path.is_absolute() {
@@ -135,7 +136,7 @@ impl Drives {
             host_path: request.host_path.clone(),
             destination: request.destination.clone(),
         };
-        let taken = self.inner.slots().reserve(role, user);
+        let taken = self.inner.slots().reserve(role, user, request.held.take());
         let taken = taken.map_err(|reason| match reason {
             Unavailable::Exhausted => exhausted(),
             Unavailable::Doubled(drive_id) => DriveError::InUse {
@@ -147,7 +148,8 @@ impl Drives {
         let drives = self.clone();
         let work = tokio::spawn(async move {
             let request = Attach { options, ..request };
-            let attached = drives.inner.attach(taken, request).await?;
+            let work = Work::on(Arc::clone(&drives.inner), taken);
+            let attached = work.attach(request).await?;
             Ok(Claim {
                 drives,
                 attached,
@@ -168,7 +170,7 @@ impl Drives {
     pub async fn detach(&self, drive: &AttachedDrive) -> Result<(), DriveError> {
         let inner = Arc::clone(&self.inner);
         let slot = drive.slot;
-        let work = tokio::spawn(async move { inner.detach(slot).await });
+        let work = tokio::spawn(inner.detach(slot));
         match work.await {
             Ok(Some(result)) => result,
             Ok(None) => Err(DriveError::NotAttached {
@@ -191,7 +193,7 @@ impl Drives {
             let mut errors = Vec::new();
             for slot in slots {
                 // `None`: somebody else was faster.
-                if let Some(Err(error)) = inner.detach(slot).await {
+                if let Some(Err(error)) = Arc::clone(&inner).detach(slot).await {
                     errors.push(error);
                 }
             }
@@ -205,6 +207,12 @@ impl Drives {
         } else {
             Err(DetachErrors(errors))
         }
+    }
+
+    /// Lets go of what is held for the slots: nobody uses their files any more, because the VM has ended.
+    pub fn vm_ended(&self) {
+        let held = self.inner.slots().take_held();
+        drop(held);
     }
 
     /// Every slot and what it is doing, in the order of the VM's drives.
@@ -249,137 +257,24 @@ impl Drop for Claim {
 }
 
 impl Inner {
-    fn slots(&self) -> MutexGuard<'_, Slots> {
+    pub(crate) fn slots(&self) -> MutexGuard<'_, Slots> {
         // Every change of a slot is complete before anything can panic.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn attach(&self, mut taken: Taken, request: Attach) -> Result<AttachedDrive, DriveError> {
-        let begin = Instant::now();
-        match self.attach_steps(&mut taken, &request).await {
-            Ok(()) => {
-                tracing::debug!(drive = taken.stub, us = micros(begin), "drive attached");
-                self.slots().attached(taken.id);
-                self.changed.notify_waiters();
-                Ok(AttachedDrive {
-                    slot: taken.id,
-                    drive_id: taken.drive_id,
-                    owner: request.owner,
-                })
-            }
-            Err((step, source)) => {
-                let drive_id = taken.drive_id.clone();
-                let undo = self.bring_back(taken).await.err().map(Box::new);
-                Err(DriveError::Attach {
-                    drive_id,
-                    owner: request.owner,
-                    step,
-                    source,
-                    undo,
-                })
-            }
-        }
-    }
-
-    async fn attach_steps(
-        &self,
-        taken: &mut Taken,
-        request: &Attach,
-    ) -> Result<(), (Step, BackendError)> {
-        // A step counts as done before it is tried: an error does not tell how far it got.
-        taken.progress = Progress::Exposed;
-        let path = self
-            .exposer
-            .expose(
-                &exposed_name(&taken.stub),
-                &request.host_path,
-                taken.read_only,
-            )
-            .await
-            .map_err(|error| (Step::Expose, error))?;
-        taken.progress = Progress::Patched;
-        self.patcher
-            .patch(&taken.drive_id, &path)
-            .await
-            .map_err(|error| (Step::Patch, error))?;
-        taken.progress = Progress::Mounted;
-        self.mounter
-            .mount(
-                &taken.drive_id,
-                &request.destination,
-                &request.fstype,
-                &request.options,
-            )
-            .await
-            .map_err(|error| (Step::Mount, error))
-    }
-
     /// `None` if that use of the slot is over.
-    async fn detach(&self, slot: SlotId) -> Option<Result<(), DriveError>> {
+    async fn detach(self: Arc<Self>, slot: SlotId) -> Option<Result<(), DriveError>> {
         loop {
             let changed = self.changed.notified();
             let answer = self.slots().take(slot);
             match answer {
-                Detachable::Taken(taken) => return Some(self.bring_back(taken).await),
+                Detachable::Taken(taken) => {
+                    let work = Work::on(Arc::clone(&self), taken);
+                    return Some(work.bring_back().await);
+                }
                 Detachable::Gone => return None,
                 Detachable::Busy => changed.await,
             }
         }
     }
-
-    /// Undoes what was done to a slot, and frees it, or quarantines it where it got stuck.
-    async fn bring_back(&self, mut taken: Taken) -> Result<(), DriveError> {
-        let begin = Instant::now();
-        let result = self.bring_back_steps(&mut taken).await;
-        let result = result.map_err(|(step, source)| DriveError::Detach {
-            drive_id: taken.drive_id.clone(),
-            step,
-            source,
-        });
-        match &result {
-            Ok(()) => {
-                tracing::debug!(drive = taken.stub, us = micros(begin), "drive released");
-                self.slots().freed(taken.id);
-            }
-            Err(error) => self
-                .slots()
-                .quarantine(taken.id, taken.progress, chain(error)),
-        }
-        self.changed.notify_waiters();
-        result
-    }
-
-    async fn bring_back_steps(&self, taken: &mut Taken) -> Result<(), (Step, BackendError)> {
-        if taken.progress >= Progress::Mounted {
-            self.mounter
-                .unmount(&taken.drive_id)
-                .await
-                .map_err(|error| (Step::Unmount, error))?;
-            taken.progress = Progress::Patched;
-        }
-        if taken.progress >= Progress::Patched {
-            self.patcher
-                .patch(&taken.drive_id, &taken.stub)
-                .await
-                .map_err(|error| (Step::PatchBack, error))?;
-            taken.progress = Progress::Exposed;
-        }
-        if taken.progress >= Progress::Exposed {
-            self.exposer
-                .withdraw(&exposed_name(&taken.stub))
-                .await
-                .map_err(|error| (Step::Withdraw, error))?;
-            taken.progress = Progress::Reserved;
-        }
-        Ok(())
-    }
-}
-
-fn micros(since: Instant) -> u128 {
-    since.elapsed().as_micros()
-}
-
-/// The fixed name of whatever the VMM sees instead of a stub.
-fn exposed_name(stub: &str) -> String {
-    format!("{stub}.attached")
 }

@@ -28,11 +28,12 @@ mod slots;
 mod stubs;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use backend::{BackendError, DrivePatcher, Exposer, GuestMounter};
 pub use drives::{Attach, AttachedDrive, Drives};
 pub use error::{DetachErrors, DriveError, Step};
 pub use links::Links;
 pub use options::OptionError;
-pub use slots::{Kind, SlotId, SlotInfo, SlotState, SlotUse};
+pub use slots::{Held, Kind, SlotId, SlotInfo, SlotState, SlotUse};
 pub use stubs::{BootDrive, CreateError, DriveMountSlot, Layout, StubDrives};

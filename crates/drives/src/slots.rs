@@ -1,7 +1,9 @@
 //! Which slot is free and who has the others. Plain data: no IO, no waiting.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What a container's drive is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +51,9 @@ pub struct SlotUse {
     pub destination: String,
 }
 
+/// Whatever must live as long as the VMM may use a file: a lock on it, or a value that removes it when dropped.
+pub type Held = Arc<dyn Any + Send + Sync>;
+
 /// How far a slot in use is from its stub; undone from the last to the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Progress {
@@ -81,6 +86,8 @@ pub(crate) struct Slot {
     role: Role,
     generation: u64,
     state: State,
+    /// Goes with the file behind the slot, whatever the state; `None` when free.
+    held: Option<Held>,
 }
 
 impl Slot {
@@ -92,6 +99,7 @@ impl Slot {
             role,
             generation: 0,
             state: State::Free,
+            held: None,
         }
     }
 
@@ -149,8 +157,13 @@ impl Slots {
         self.slots.push(slot);
     }
 
-    /// Takes the slot of that role that has been free longest.
-    pub(crate) fn reserve(&mut self, role: Role, user: SlotUse) -> Result<Taken, Unavailable> {
+    /// Takes the slot of that role that has been free longest, and with it `held`.
+    pub(crate) fn reserve(
+        &mut self,
+        role: Role,
+        user: SlotUse,
+        held: Option<Held>,
+    ) -> Result<Taken, Unavailable> {
         let same =
             |used: &SlotUse| used.owner == user.owner && used.destination == user.destination;
         if let Some(slot) = self
@@ -168,6 +181,7 @@ impl Slots {
         let slot = &mut self.slots[index];
         slot.generation = self.uses;
         slot.state = State::Busy(user);
+        slot.held = held;
         Ok(self.taken(index, Progress::Reserved))
     }
 
@@ -183,11 +197,20 @@ impl Slots {
         self.replace_busy(id, State::Attached);
     }
 
-    /// The busy slot is back at its stub, and the last in line.
-    pub(crate) fn freed(&mut self, id: SlotId) {
-        if self.replace_busy(id, |_| State::Free) {
-            self.free.push_back(id.index);
+    /// The busy slot is back at its stub, and the last in line. Answers what was held for it, to be
+    /// dropped without the lock on the slots.
+    pub(crate) fn freed(&mut self, id: SlotId) -> Option<Held> {
+        if !self.replace_busy(id, |_| State::Free) {
+            return None;
         }
+        self.free.push_back(id.index);
+        self.slots[id.index].held.take()
+    }
+
+    /// What is held for any slot, from now on the caller's.
+    pub(crate) fn take_held(&mut self) -> Vec<Held> {
+        let slots = self.slots.iter_mut();
+        slots.filter_map(|slot| slot.held.take()).collect()
     }
 
     /// The busy slot could not be brought back to its stub.

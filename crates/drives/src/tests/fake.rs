@@ -38,6 +38,8 @@ pub struct Fake {
     pub fail_one_in: Mutex<u64>,
     /// Calls that fail always: first words of the log's lines, or `patch-back`.
     pub fail: Mutex<BTreeSet<&'static str>>,
+    /// The call that panics.
+    panics: Mutex<Option<&'static str>>,
 }
 
 impl Fake {
@@ -50,11 +52,16 @@ impl Fake {
             random: Mutex::new(Random(seed | 1)),
             fail_one_in: Mutex::new(0),
             fail: Mutex::default(),
+            panics: Mutex::default(),
         })
     }
 
     pub fn fail(&self, calls: &[&'static str]) {
         *self.fail.lock().unwrap() = calls.iter().copied().collect();
+    }
+
+    pub fn panic_in(&self, call: Option<&'static str>) {
+        *self.panics.lock().unwrap() = call;
     }
 
     /// Lets others run for a while, then perhaps fails.
@@ -63,6 +70,8 @@ impl Fake {
             "patch" if !what.ends_with(".attached") => "patch-back",
             first => first,
         };
+        let panics = *self.panics.lock().unwrap();
+        assert_ne!(panics, Some(call), "told to panic");
         let told = self.fail.lock().unwrap().contains(call);
         self.log.lock().unwrap().push(what);
         let (pauses, unlucky) = {
@@ -175,6 +184,7 @@ pub fn request(owner: &str) -> Attach {
         fstype: "ext4".into(),
         options: vec!["noatime".into()],
         owner: owner.into(),
+        held: None,
     }
 }
 

@@ -2,5 +2,6 @@
 
 mod attach;
 mod fake;
+mod held;
 mod interleaving;
 mod slots;

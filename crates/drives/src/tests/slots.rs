@@ -78,7 +78,7 @@ impl Model {
         };
         let doubled = self.users.iter().find(|(_, used)| **used == user);
         let doubled = doubled.map(|(drive, _)| drive.clone());
-        match self.slots.reserve(ROLES[role], user.clone()) {
+        match self.slots.reserve(ROLES[role], user.clone(), None) {
             Ok(taken) => {
                 assert_eq!(doubled, None, "a double wish was granted");
                 let longest = self.free.get_mut(&role).and_then(VecDeque::pop_front);
@@ -219,7 +219,7 @@ proptest! {
                 host_path: "/file".into(),
                 destination: index.to_string(),
             };
-            let taken = slots.reserve(ROLES[0], user).unwrap();
+            let taken = slots.reserve(ROLES[0], user, None).unwrap();
             slots.attached(taken.id);
             if *owner == 0 {
                 own.insert(0, taken.id);
