@@ -27,7 +27,7 @@ pub(super) fn check(config: &Config, full: bool) -> Vec<Finding> {
         Finding::problem(
             "image cache",
             problem,
-            "nothing: it is made anew when it is used next; `firecracker-ctl cache prune` removes it now",
+            "remove it with `firecracker-ctl cache prune`, after the containers that use it: it is made anew when it is used next",
         )
     }));
     findings

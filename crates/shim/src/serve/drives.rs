@@ -1,8 +1,9 @@
 //! A container's drives: its files attached to the VM's slots and mounted in the guest.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use fc_drives::{Attach, Kind};
+use fc_drives::{Attach, DriveError, Held, Kind, SlotState};
 use fc_proto::guest::{BUNDLE_ROOT, feature};
 use fc_proto::task::api::Mount;
 use fc_rootfs::{DISK_FSTYPE, DISK_UPPER, DISK_WORK, Device, IMAGE_FSTYPE, Prepared};
@@ -10,7 +11,7 @@ use fc_vm::machine::chain;
 
 use super::error::CallError;
 use super::files::Files;
-use super::shim::Running;
+use super::shim::{Phase, Running, Shim};
 
 /// Attaches all that a container has; answers the mounts of its rootfs that are left for the agent, `None`
 /// when the rootfs is in the guest already. What is attached is the caller's to [`detach`] when this fails.
@@ -22,11 +23,12 @@ pub async fn attach(
     id: &str,
     files: &Files,
 ) -> Result<Option<Vec<Mount>>, CallError> {
-    let container = Container { running, id };
+    let container = |held| Container { running, id, held };
     let mounts = match &files.rootfs {
-        Some(rootfs) => Some(container.rootfs(rootfs).await?),
+        Some(rootfs) => Some(container(Arc::clone(rootfs) as Held).rootfs(rootfs).await?),
         None => None,
     };
+    let container = container(Arc::clone(&files.volumes) as Held);
     for drive in files.volumes.drives() {
         let kind = if drive.read_only {
             Kind::ReadOnly
@@ -46,11 +48,42 @@ pub async fn attach(
     Ok(mounts)
 }
 
-/// Detaches whatever drives the container has. What fails is logged and kept from further use.
+/// Detaches whatever drives the container has. What fails is logged; its slots and files are kept from further use.
 pub async fn detach(running: &Running, id: &str) {
     if let Err(error) = running.machine.drives().detach_owner(id).await {
         tracing::error!(task = id, "{}", chain(&error));
     }
+}
+
+/// Tries again to detach what could not be detached, before files are made for a new container: it may want an image
+/// that is still locked, or have the id of a container whose files are still in use.
+///
+/// # Errors
+/// When a container of that id still has a drive in the VM.
+pub async fn reclaim(shim: &Shim, id: &str) -> Result<(), CallError> {
+    // A VM that is not up yet has nothing to take back.
+    let Phase::Running(running) = shim.phase() else {
+        return Ok(());
+    };
+    let drives = running.machine.drives();
+    let stuck = |state: &SlotState| matches!(state, SlotState::Quarantined(_));
+    if !drives.slots().iter().any(|slot| stuck(&slot.state)) {
+        return Ok(());
+    }
+    detach(&running, id).await;
+    for slot in drives.slots() {
+        if let Some(user) = slot.used_by.filter(|user| user.owner == id) {
+            return Err(CallError::Drive {
+                task: id.to_owned(),
+                source: DriveError::InUse {
+                    drive_id: slot.drive_id,
+                    owner: user.owner,
+                    destination: user.destination,
+                },
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A path in the container's directory in the guest.
@@ -61,6 +94,8 @@ pub fn guest_path(id: &str, below: &str) -> String {
 struct Container<'a> {
     running: &'a Running,
     id: &'a str,
+    /// What makes its files what they are, for as long as the VM uses them.
+    held: Held,
 }
 
 impl Container<'_> {
@@ -78,6 +113,7 @@ impl Container<'_> {
             fstype: fstype.to_owned(),
             options: options.to_vec(),
             owner: self.id.to_owned(),
+            held: Some(Arc::clone(&self.held)),
         };
         let attached = self.running.machine.drives().attach(kind, request).await;
         attached.map(drop).map_err(|source| CallError::Drive {

@@ -1,10 +1,12 @@
 //! What a container's drives hold: files on the host, made while the VM boots.
 
+use std::sync::Arc;
+
 use fc_proto::task::api::{CreateTaskRequest, Mount};
 use fc_rootfs::ContainerFiles;
 use fc_volume::VolumeFiles;
 
-use super::drives::guest_path;
+use super::drives::{guest_path, reclaim};
 use super::error::CallError;
 use super::shim::Shim;
 use crate::bundle::Spec;
@@ -12,12 +14,13 @@ use crate::bundle::Spec;
 /// Type prefix of mounts that exist in the guest only (an in-guest snapshotter's).
 const GUEST_MOUNT: &str = "vm:";
 
-/// The files of one container. Dropping them, once the drives are detached, removes what was made for it.
+/// The files of one container. What was made for it is removed, and what it locked is let go of, when these and
+/// the VM's slots have all dropped them: a drive that cannot be detached keeps its files.
 pub struct Files {
     /// Its rootfs; `None` for one that is in the guest already.
-    pub rootfs: Option<fc_rootfs::Prepared>,
+    pub rootfs: Option<Arc<fc_rootfs::Prepared>>,
     /// Its mounts, and the spec in which they are the guest's.
-    pub volumes: fc_volume::Prepared,
+    pub volumes: Arc<fc_volume::Prepared>,
 }
 
 /// Makes the files of a container.
@@ -30,13 +33,17 @@ pub async fn prepare(
     spec: &Spec,
 ) -> Result<Files, CallError> {
     let disk_size = spec.disk_size(&shim.config)?;
+    reclaim(shim, &request.id).await?;
     // Both to their end: one that went on alone would still make files when the container is created again.
     let (rootfs, volumes) = tokio::join!(
         rootfs(shim, request, disk_size),
         volumes(shim, request, spec, disk_size)
     );
     let (rootfs, volumes) = (rootfs?, volumes?);
-    Ok(Files { rootfs, volumes })
+    Ok(Files {
+        rootfs: rootfs.map(Arc::new),
+        volumes: Arc::new(volumes),
+    })
 }
 
 async fn rootfs(
