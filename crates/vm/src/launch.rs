@@ -17,7 +17,7 @@ use crate::ident::InvalidIdentifier;
 use crate::lock::{LockError, ShimLock, StartLock};
 use crate::process::ProcessId;
 use crate::spawn;
-use crate::state::{self, Sockets, State, StateError, UndoError};
+use crate::state::{self, Chains, Sockets, State, StateError, UndoError};
 
 /// File descriptor of the task socket in a shim.
 pub const TASK_FD: RawFd = 3;
@@ -109,8 +109,8 @@ pub enum LaunchError {
     #[error(transparent)]
     State(#[from] StateError),
     /// What a former shim of this VM left could not be removed.
-    #[error("The VM's former shim left something that cannot be removed")]
-    Leftovers(#[source] UndoError),
+    #[error("The VM's former shim left something that cannot be removed: {}", Chains(.0))]
+    Leftovers(Vec<UndoError>),
     /// The VM's former shim holds its lock but answers no more.
     #[error("The shim of VM {vm_id:?} does not answer and does not end (process {pid:?})")]
     Stuck {
@@ -225,8 +225,9 @@ fn lock_or_find(dir: &VmDir, task_socket: &Path) -> Result<Found, LaunchError> {
             if State::load(dir).ok() == Some(None) {
                 return Ok(Found::Locks(start, lock));
             }
-            if let Some(error) = state::undo(dir).into_iter().next() {
-                return Err(LaunchError::Leftovers(error));
+            let errors = state::undo(dir);
+            if !errors.is_empty() {
+                return Err(LaunchError::Leftovers(errors));
             }
             continue; // the locks went with the directory
         }

@@ -1,7 +1,6 @@
 //! Which VMs a host has, from what is on disk and which locks are held: nothing has to
 //! be remembered by anybody, and nobody has to be asked.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use crate::dir::VmDir;
 use crate::ident::InvalidIdentifier;
 use crate::lock::{LockError, StartLock};
 use crate::process::ProcessId;
-use crate::state::{self, Sockets, State, StateError, UndoError};
+use crate::state::{self, Chains, Sockets, State, StateError, UndoError};
 
 /// A VM's directory and what can be told from it.
 #[derive(Debug)]
@@ -102,10 +101,11 @@ impl Vm {
 }
 
 /// Every VM with a directory in `base` (config's `shim_base_dir`), dead ones too, by
-/// namespace and id. Entries that are named otherwise are not looked at; without `base` there is no VM.
+/// namespace and id. Without `base` there is no VM. What is no directory or is named otherwise is not a VM's; one
+/// whose lock cannot be asked is logged and left out, so that it hides no other.
 ///
 /// # Errors
-/// When `base` or a VM's lock cannot be read.
+/// When `base` cannot be read.
 pub fn list(base: &Path) -> Result<Vec<Vm>, ListError> {
     let error = |source| ListError::Read {
         path: base.to_owned(),
@@ -125,8 +125,17 @@ pub fn list(base: &Path) -> Result<Vec<Vm>, ListError> {
         let Ok(dir) = VmDir::new(base, namespace, vm_id) else {
             continue;
         };
-        // It may go away while we look.
-        vms.extend(Vm::look(dir)?);
+        // A FIFO would keep us waiting. What cannot be asked for its type went away just now.
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        match Vm::look(dir) {
+            // It may go away while we look.
+            Ok(vm) => vms.extend(vm),
+            Err(error) => {
+                tracing::warn!(error = crate::machine::chain(&error), "A VM is not listed")
+            }
+        }
     }
     vms.sort_by(|a, b| (a.dir.namespace(), a.dir.vm_id()).cmp(&(b.dir.namespace(), b.dir.vm_id())));
     Ok(vms)
@@ -158,20 +167,8 @@ pub enum CleanUpError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// Everything that could not be undone; the rest was.
-    #[error("Cannot clean up after the VM's shim: {}", Undone(.0))]
+    #[error("Cannot clean up after the VM's shim: {}", Chains(.0))]
     Undo(Vec<UndoError>),
-}
-
-struct Undone<'a>(&'a [UndoError]);
-
-impl fmt::Display for Undone<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, error) in self.0.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{}", crate::machine::chain(error))?;
-        }
-        Ok(())
-    }
 }
 
 /// What [`bury`] did.
@@ -241,6 +238,18 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         assert!(list(&base.path().join("none")).unwrap().is_empty());
         std::fs::create_dir(base.path().join("no-vm")).unwrap();
+        std::fs::write(base.path().join("ns#file"), "").unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            base.path().join("ns#fifo"),
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        // A lock that cannot be opened.
+        let foreign = vm_dir(base.path(), "foreign");
+        std::os::unix::fs::symlink(crate::dir::LOCK, foreign.join(crate::dir::LOCK)).unwrap();
 
         let alive = vm_dir(base.path(), "b-alive");
         let start = StartLock::take(&alive).unwrap();

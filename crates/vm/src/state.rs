@@ -4,6 +4,7 @@
 //! Everything else of a VM lies in its directory (sockets, FIFOs, stub drives,
 //! containers' disks) and goes away with it.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -80,6 +81,29 @@ pub enum UndoError {
     State(#[from] StateError),
 }
 
+impl UndoError {
+    /// Whether another try cannot do better: what was to be done is unknown.
+    fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::State(_) | Self::Jail(fc_jailer::UndoError::Record(_))
+        )
+    }
+}
+
+/// Errors of one undo with their causes, on one line.
+pub(crate) struct Chains<'a>(pub(crate) &'a [UndoError]);
+
+impl fmt::Display for Chains<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{}", crate::machine::chain(error))?;
+        }
+        Ok(())
+    }
+}
+
 impl State {
     /// The record of a VM that uses nothing yet.
     #[must_use]
@@ -142,7 +166,10 @@ impl State {
 }
 
 /// Undoes whatever a VM left: its jail, its VMM, its sockets, files, its directory. Goes on after
-/// errors and returns them all. Only for the holder of the VM's shim lock.
+/// errors and returns them all. As long as another try may do what failed, the directory stays, with the records
+/// that the try needs. Only for the holder of the VM's shim lock.
+///
+/// Blocks: for milliseconds, and for up to 20 s when a VMM or its jail does not end.
 #[must_use]
 pub fn undo(dir: &VmDir) -> Vec<UndoError> {
     // First, because the jail's mounts lie in the directory.
@@ -168,7 +195,11 @@ pub fn undo(dir: &VmDir) -> Vec<UndoError> {
             }
         }
     }
-    errors.extend(remove(dir.path(), std::fs::remove_dir_all(dir.path())));
+    // Without its record nobody could end or remove what is left; and below the directory a file of the host may
+    // still be mounted.
+    if errors.iter().all(UndoError::is_final) {
+        errors.extend(remove(dir.path(), std::fs::remove_dir_all(dir.path())));
+    }
     errors
 }
 
@@ -212,6 +243,45 @@ mod tests {
         assert!(undo(&dir).is_empty());
         assert!(!reaper.join().unwrap().success());
         assert!(!socket.exists() && !dir.path().exists());
+    }
+
+    #[test]
+    fn what_has_to_be_undone_again_stays_on_record() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(base.path(), "ns", "vm").unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        // No file that can be removed, and none whose owner can be changed.
+        let fifo = base.path().join("fifo");
+        std::fs::create_dir(&fifo).unwrap();
+        let blocked = base.path().join("blocked");
+        std::fs::write(&blocked, "").unwrap();
+        let owned = blocked.join("image");
+        let state = State {
+            files: vec![fifo.clone()],
+            ..State::new(&dir)
+        };
+        state.store(&dir).unwrap();
+        let jail = serde_json::json!({
+            "runc": "/none",
+            "container": "c",
+            "owners": [{ "path": owned, "inode": 1, "uid": 0, "gid": 0 }],
+        });
+        std::fs::write(dir.join("jail.json"), jail.to_string()).unwrap();
+
+        let errors = undo(&dir);
+        assert!(
+            matches!(
+                &errors[..],
+                [UndoError::Jail(_), UndoError::Remove { path, .. }] if *path == fifo
+            ),
+            "{errors:?}"
+        );
+        assert_eq!(State::load(&dir).unwrap(), Some(state));
+        std::fs::remove_dir(&fifo).unwrap();
+        assert!(matches!(undo(&dir)[..], [UndoError::Jail(_)]));
+        std::fs::remove_file(&blocked).unwrap();
+        assert!(undo(&dir).is_empty());
+        assert!(!dir.path().exists());
     }
 
     #[test]
