@@ -11,25 +11,24 @@ use fc_drives::{BackendError, Exposer};
 use crate::error::JailError;
 use crate::file_mount::{Access, FileMounter, detach};
 use crate::layout;
-use crate::record::Journal;
+use crate::loan::Lender;
 use crate::spec;
-use crate::undo;
 
 /// Mounts and nodes in the VM's directory of drives, which the container follows.
 pub(crate) struct JailExposer {
     drives: PathBuf,
     mounter: Arc<FileMounter>,
-    journal: Arc<Journal>,
+    lender: Arc<Lender>,
     /// The files behind names, to give them back to their owners.
     exposed: Mutex<HashMap<String, PathBuf>>,
 }
 
 impl JailExposer {
-    pub(crate) fn new(dir: &Path, mounter: Arc<FileMounter>, journal: Arc<Journal>) -> Self {
+    pub(crate) fn new(dir: &Path, mounter: Arc<FileMounter>, lender: Arc<Lender>) -> Self {
         Self {
             drives: dir.join(layout::DRIVES),
             mounter,
-            journal,
+            lender,
             exposed: Mutex::default(),
         }
     }
@@ -45,12 +44,7 @@ impl JailExposer {
         let Some(path) = exposed.get(name) else {
             return Ok(());
         };
-        let record = self.journal.record();
-        for owner in record.owners.iter().filter(|owner| owner.path == *path) {
-            undo::give_back(owner)?;
-        }
-        self.journal
-            .change(|record| record.owners.retain(|owner| owner.path != *path))?;
+        self.lender.take_back(path)?;
         exposed.remove(name);
         Ok(())
     }

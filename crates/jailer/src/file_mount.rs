@@ -15,7 +15,8 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, ope
 use crate::User;
 use crate::file_limit::FileLimit;
 use crate::idmap;
-use crate::record::{Journal, Owner, RecordError};
+use crate::loan::Lender;
+use crate::record::RecordError;
 
 /// What the VMM may do with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,14 @@ pub enum ExposeError {
         /// Why.
         source: io::Error,
     },
+    /// Another jail has it.
+    #[error("{} cannot be lent to two jails, and its file system knows no id-mapped mounts: the VM of {} has it", path.display(), borrower.display())]
+    Lent {
+        /// The file.
+        path: PathBuf,
+        /// The other VM's directory.
+        borrower: PathBuf,
+    },
     /// The change cannot be recorded, so it is not made.
     #[error("Cannot record what has to be undone")]
     Record(#[from] RecordError),
@@ -104,17 +113,17 @@ pub enum ExposeError {
 #[derive(Debug)]
 pub(crate) struct FileMounter {
     user: User,
-    journal: Arc<Journal>,
+    lender: Arc<Lender>,
     limit: Arc<FileLimit>,
     /// User namespaces by the owner that they map to `user`.
     namespaces: Mutex<HashMap<(u32, u32), Arc<OwnedFd>>>,
 }
 
 impl FileMounter {
-    pub(crate) fn new(user: User, journal: Arc<Journal>, limit: Arc<FileLimit>) -> Self {
+    pub(crate) fn new(user: User, lender: Arc<Lender>, limit: Arc<FileLimit>) -> Self {
         Self {
             user,
-            journal,
+            lender,
             limit,
             namespaces: Mutex::default(),
         }
@@ -236,21 +245,7 @@ impl FileMounter {
             .and_then(|namespace| set_attributes(mount, 0, Some(&namespace)));
         if let Err(reason) = mapped {
             tracing::info!(path = %path.display(), %reason, "No id-mapped mount: the file changes its owner until it is withdrawn");
-            self.journal.change(|record| {
-                record.owners.push(Owner {
-                    path: path.to_owned(),
-                    inode: metadata.ino(),
-                    uid: owner.0,
-                    gid: owner.1,
-                });
-            })?;
-            let (uid, gid) = (Some(self.user.uid()), Some(self.user.gid()));
-            // Through the descriptor: the file that was looked at, whatever its path leads to now.
-            let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
-            std::os::unix::fs::chown(opened, uid, gid).map_err(|source| ExposeError::Owner {
-                path: path.to_owned(),
-                source,
-            })?;
+            self.lender.lend(path, file)?;
         }
         Ok(())
     }

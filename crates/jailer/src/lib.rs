@@ -20,6 +20,7 @@ mod file_mount;
 mod idmap;
 mod jailer;
 mod layout;
+mod loan;
 mod member;
 mod needs;
 mod netns;

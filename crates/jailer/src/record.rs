@@ -39,14 +39,19 @@ pub(crate) struct Cgroup {
 /// A file's owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Owner {
-    /// The file.
+    /// The file, by a path without symbolic links.
     pub(crate) path: PathBuf,
-    /// Its number on its file system, so that another file in its place is left alone.
+    /// The file system's device number (`st_dev`) and the file's number there, so that another file in its place
+    /// is left alone.
+    pub(crate) device: u64,
+    /// See `device`.
     pub(crate) inode: u64,
-    /// User id.
+    /// Former user id.
     pub(crate) uid: u32,
-    /// Group id.
+    /// Former group id.
     pub(crate) gid: u32,
+    /// User id of the jail.
+    pub(crate) lent_to: u32,
 }
 
 /// Why the record could not be read or written.
@@ -61,6 +66,7 @@ pub struct RecordError {
 /// The record of a VM that is being made or runs.
 #[derive(Debug)]
 pub(crate) struct Journal {
+    dir: PathBuf,
     path: PathBuf,
     record: Mutex<Record>,
 }
@@ -71,6 +77,7 @@ impl Journal {
         let path = dir.join(FILE);
         store(&path, &record)?;
         Ok(Self {
+            dir: dir.to_owned(),
             path,
             record: Mutex::new(record),
         })
@@ -86,6 +93,16 @@ impl Journal {
             *record = new;
         }
         Ok(())
+    }
+
+    /// The VM's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The directory with the directories of all VMs.
+    pub(crate) fn base(&self) -> &Path {
+        self.dir.parent().unwrap_or(&self.dir)
     }
 
     /// What it says now.

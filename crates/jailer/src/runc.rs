@@ -19,6 +19,7 @@ use crate::file_limit::FileLimit;
 use crate::file_mount::{Access, ExposeError, FileMounter};
 use crate::jailer::{Jailer, Role, Start};
 use crate::layout;
+use crate::loan::Lender;
 use crate::needs::Needs;
 use crate::oci_runtime::OciRuntime;
 use crate::record::{Cgroup, Journal, Record};
@@ -85,7 +86,8 @@ impl Runc {
         let cgroup = undo_on_error(setup.dir, made)?;
         let state = setup.dir.join(layout::STATE);
         let limit = Arc::new(FileLimit::new(hierarchies, &cgroup));
-        let mounter = FileMounter::new(user, Arc::clone(&journal), Arc::clone(&limit));
+        let lender = Arc::new(Lender::new(user, journal));
+        let mounter = FileMounter::new(user, Arc::clone(&lender), Arc::clone(&limit));
         let mounter = Arc::new(mounter);
         let jail = Self {
             dir: setup.dir.to_owned(),
@@ -96,7 +98,7 @@ impl Runc {
             needs,
             template,
             runtime: OciRuntime::new(runc, state, setup.vm_id),
-            exposer: Arc::new(JailExposer::new(setup.dir, Arc::clone(&mounter), journal)),
+            exposer: Arc::new(JailExposer::new(setup.dir, Arc::clone(&mounter), lender)),
             limit,
             mounter,
             request: setup.request,

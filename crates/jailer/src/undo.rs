@@ -1,14 +1,14 @@
 //! Undoes a jail, by whoever holds the VM's lock, after whatever was killed.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cgroup::{CgroupError, Hierarchies};
 use crate::layout;
+use crate::loan::give_back;
 use crate::oci_runtime::{OciRuntime, RuntimeError};
-use crate::record::{self, Owner, Record, RecordError};
+use crate::record::{self, Record, RecordError};
 
 /// How long killed processes may take to end.
 const KILL_BOUND: Duration = Duration::from_secs(5);
@@ -131,24 +131,4 @@ fn container(dir: &Path, record: &Record, keep: Option<u32>, errors: &mut Vec<Un
 fn removals(errors: &mut Vec<UndoError>, removals: Vec<(PathBuf, io::Error)>) {
     let removals = removals.into_iter();
     errors.extend(removals.map(|(path, source)| UndoError::Remove { path, source }));
-}
-
-/// Gives a file back to its former owner. Another file in its place, or none, is left alone.
-pub(crate) fn give_back(owner: &Owner) -> Result<(), UndoError> {
-    let give = || -> io::Result<()> {
-        let metadata = match std::fs::metadata(&owner.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
-        if metadata.ino() == owner.inode {
-            std::os::unix::fs::chown(&owner.path, Some(owner.uid), Some(owner.gid))?;
-        }
-        Ok(())
-    };
-    give().map_err(|source| UndoError::Owner {
-        path: owner.path.clone(),
-        uid: owner.uid,
-        gid: owner.gid,
-        source,
-    })
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fc_jailer::{ExposePolicy, JailError, JailRequest, Jailer, Role, Runc, Setup, Start};
+use fc_jailer::{ExposePolicy, JailError, JailRequest, Jailer, Role, Runc, Setup, Start, User};
 
 use crate::Test;
 use crate::host::{GID, Host, Runtime, UID, block_on};
@@ -168,6 +168,15 @@ fn exposed_while_it_runs(runtime: &Runtime) {
     });
 }
 
+/// A second VM of the same host.
+fn second(first: &Host) -> Host {
+    let dir = first.dir.with_file_name(format!("ns#{}-b", first.vm_id));
+    fs::create_dir(&dir).unwrap();
+    let mut second = Host::of(&dir, &first.runc, &first.vmm);
+    second.request.user = User::new(UID + 1, GID + 1).unwrap();
+    second
+}
+
 /// A file system that knows no id-mapped mounts: the owner changes, and comes back.
 fn without_idmapped_mounts(runtime: &Runtime) {
     block_on(async {
@@ -186,22 +195,46 @@ fn without_idmapped_mounts(runtime: &Runtime) {
         file(&one, "one", 0o600);
         file(&other, "other", 0o600);
         chown(&one, Some(7), Some(8)).unwrap();
+        let link = place.join("link");
+        symlink("one", &link).unwrap();
+        let owner = |path: &Path| {
+            let metadata = path.metadata().unwrap();
+            (metadata.uid(), metadata.gid())
+        };
         let (jail, vmm, mut orders) = host.start().await;
         let exposer = jail.exposer();
-        let name = exposer.expose("a", &one, false).await.unwrap();
+        let name = exposer.expose("a", &link, false).await.unwrap();
         exposer.expose("b", &other, false).await.unwrap();
         orders.give(&format!("open-rw {name}")).unwrap();
-        assert_eq!(one.metadata().unwrap().uid(), UID);
+        assert_eq!(owner(&one), (UID, GID));
+
+        // Another jail beside it, with a user of its own.
+        let second = second(&host);
+        let (second_jail, second_vmm, mut second_orders) = second.start().await;
+        let second_exposer = second_jail.exposer();
+        let error = second_exposer.expose("a", &one, false).await.unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("cannot be lent to two jails"), "{message}");
+        assert!(message.contains(host.dir.to_str().unwrap()), "{message}");
+        // Neither the refusal nor what follows it takes the file from the first one.
+        second_exposer.withdraw("a").await.unwrap();
+        assert_eq!(owner(&one), (UID, GID));
         exposer.withdraw("a").await.unwrap();
-        let metadata = one.metadata().unwrap();
-        assert_eq!((metadata.uid(), metadata.gid()), (7, 8));
-        // The other one by the undo.
-        assert_eq!(other.metadata().unwrap().uid(), UID);
-        vmm.kill();
-        vmm.exited().await;
-        assert!(jail.close().await.is_empty());
-        assert_eq!(other.metadata().unwrap().uid(), 0);
+        assert_eq!(owner(&one), (7, 8));
+        let name = second_exposer.expose("a", &one, false).await.unwrap();
+        second_orders.give(&format!("open-rw {name}")).unwrap();
+        assert_eq!(owner(&one), (UID + 1, GID + 1));
+
+        // By the undo, too.
+        for (jail, vmm) in [(jail, vmm), (second_jail, second_vmm)] {
+            vmm.kill();
+            vmm.exited().await;
+            assert!(jail.close().await.is_empty());
+        }
+        assert_eq!(owner(&one), (7, 8));
+        assert_eq!(owner(&other), (0, 0));
         mount(&["umount"]);
+        second.assert_clean();
         host.assert_clean();
     });
 }
