@@ -36,7 +36,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Boots the VM of `spec` in its directory, which exists and is locked by the caller, and attaches its
 /// drive mounts. `state` is the record there, to which the VMM is added. `progress` can be watched meanwhile.
 ///
-/// On error, and when the future is dropped, the VMM is gone; [`crate::state::undo`] removes the rest.
+/// On error, and when the future is dropped, the VMM is gone; [`crate::state::undo`] removes the rest. A failed start
+/// undoes its jail itself, without blocking. A drop undoes nothing: it blocks only for the end of what it kills, the
+/// VMM and an OCI runtime at work. That takes milliseconds; what survives its SIGKILL is given up after 1 s.
 ///
 /// # Errors
 /// See [`BootError`]. A guest that dies is noticed at once, whatever was being waited for.

@@ -21,7 +21,7 @@ pub struct RootDrive {
     pub partuuid: Option<String>,
     /// Firecracker's cache type, `Unsafe` or `Writeback`.
     pub cache_type: Option<String>,
-    /// Limits on the device.
+    /// Limits on the device; values of a bucket below 1 count as not set, as in the original.
     pub rate_limiter: Option<RateLimiter>,
 }
 
@@ -40,7 +40,7 @@ pub struct DriveMount {
     pub writable: bool,
     /// Firecracker's cache type, `Unsafe` or `Writeback`.
     pub cache_type: Option<String>,
-    /// Limits on the device.
+    /// Limits on the device; values of a bucket below 1 count as not set, as in the original.
     pub rate_limiter: Option<RateLimiter>,
 }
 
@@ -128,13 +128,19 @@ pub(super) fn rate_limiter(limiter: &FirecrackerRateLimiter) -> RateLimiter {
     }
 }
 
-/// Only what is greater than zero counts as set (the original's rule).
+/// Only what is greater than zero counts as set (the original's rule): what is negative is no error, because the
+/// original's clients may rely on it.
 fn token_bucket(bucket: &FirecrackerTokenBucket) -> TokenBucket {
-    let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
+    let positive = |field: &str, n: i64| {
+        if n < 0 {
+            tracing::warn!("{field} of a token bucket is negative ({n}): it counts as not set");
+        }
+        u64::try_from(n).ok().filter(|n| *n > 0)
+    };
     TokenBucket {
-        one_time_burst: positive(bucket.OneTimeBurst),
-        refill_time: positive(bucket.RefillTime).unwrap_or_default(),
-        size: positive(bucket.Capacity).unwrap_or_default(),
+        one_time_burst: positive("OneTimeBurst", bucket.OneTimeBurst),
+        refill_time: positive("RefillTime", bucket.RefillTime).unwrap_or_default(),
+        size: positive("Capacity", bucket.Capacity).unwrap_or_default(),
     }
 }
 

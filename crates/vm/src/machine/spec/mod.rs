@@ -65,7 +65,8 @@ pub struct VmSpec {
     pub jail: Option<JailRequest>,
     /// The balloon; `None` leaves the VM without one.
     pub balloon: Option<Balloon>,
-    /// Containers that the VM has slots for, 1 to [`MAX_SLOTS`].
+    /// Containers that the VM has slots for, 1 to [`MAX_SLOTS`]. As in the original, a request for fewer than 1 is
+    /// one for 1.
     pub containers: u32,
     /// Read-only slots for images: two for each container, less where devices run short, and
     /// those that were asked for.
@@ -180,11 +181,7 @@ impl VmSpec {
             interfaces,
             jail: request.JailerConfig.as_ref().map(jail::jail).transpose()?,
             balloon: request.BalloonDevice.as_ref().map(balloon).transpose()?,
-            containers: slots(
-                "ContainerCount",
-                u32::try_from(request.ContainerCount).unwrap_or(0),
-            )?
-            .max(1),
+            containers: containers(request.ContainerCount)?,
             shared_slots: slots("ReadOnlyVolumeSlots", request.ReadOnlyVolumeSlots)?,
             volume_slots: slots("VolumeSlots", request.VolumeSlots)?,
             exit_after_all_tasks: request.ExitAfterAllTasksDeleted,
@@ -229,6 +226,14 @@ fn balloon(device: &FirecrackerBalloonDevice) -> Result<Balloon, SpecError> {
             device.StatsPollingIntervals,
         )?),
     })
+}
+
+/// A count below 1 is 1, which is no error: the original's clients may rely on it.
+fn containers(count: i32) -> Result<u32, SpecError> {
+    if count < 0 {
+        tracing::warn!(count, "ContainerCount is negative: the VM has room for 1");
+    }
+    Ok(slots("ContainerCount", u32::try_from(count).unwrap_or(0))?.max(1))
 }
 
 fn slots(field: &str, count: u32) -> Result<u32, SpecError> {

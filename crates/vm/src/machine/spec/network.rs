@@ -16,9 +16,9 @@ pub struct Interface {
     pub tap: String,
     /// The guest's MAC address; `None` lets the guest choose.
     pub mac: Option<String>,
-    /// Limits on what the guest receives.
+    /// Limits on what the guest receives; values of a bucket below 1 count as not set, as in the original.
     pub rx: Option<RateLimiter>,
-    /// Limits on what the guest sends.
+    /// Limits on what the guest sends; values of a bucket below 1 count as not set, as in the original.
     pub tx: Option<RateLimiter>,
     /// Whether the guest reaches the metadata service through it.
     pub mmds: bool,
