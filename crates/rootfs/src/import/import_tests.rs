@@ -152,7 +152,7 @@ fn hostile_streams_change_nothing() {
         ("must be a directory", link(b'2', b".", b"/")),
         ("bytes that", large),
         ("bytes that", nominal),
-        ("files that", many),
+        ("bytes of names and attributes that", many),
         ("something other", b"not a tar at all".repeat(100)),
     ];
     for (name, stream) in cases {

@@ -22,6 +22,8 @@ use unpack::Unpacker;
 const UNFINISHED: &str = ".write-back.";
 /// Names of skipped things that are told; the others are only counted.
 const MAX_SKIPPED: usize = 100;
+/// Bytes of such a name, with the reason, that are told: `PATH_MAX` and as much again.
+const MAX_TOLD: usize = 8192;
 
 /// What was brought back.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -41,7 +43,10 @@ impl Imported {
         self.skipped += 1;
         if self.first_skipped.len() < MAX_SKIPPED {
             let path = String::from_utf8_lossy(path);
-            self.first_skipped.push(format!("{path}: {why}"));
+            let mut told = format!("{path}: {why}");
+            told.truncate(told.floor_char_boundary(MAX_TOLD));
+            told.shrink_to_fit();
+            self.first_skipped.push(told);
         }
     }
 }
@@ -50,8 +55,10 @@ impl Imported {
 /// tar stream in overlayfs' own format: whiteouts are character devices 0/0, opaque directories have the
 /// attribute `trusted.overlay.opaque`. Blocks until the archive's end.
 ///
-/// `limit` is the most bytes of data to accept: the size of the disk that the container wrote to. Devices
-/// other than whiteouts, FIFOs, sockets and labels of the guest's security modules are skipped.
+/// `limit` is the most bytes of data to accept, and the most bytes of everything else (headers, names,
+/// attributes): the size of the disk that the container wrote to. Devices other than whiteouts, FIFOs, sockets
+/// and labels of the guest's security modules are skipped, but count. Memory grows with the depth of the
+/// directories, not with their number.
 ///
 /// # Errors
 /// When the stream is malformed, names anything outside of the directory or is too large, or writing

@@ -90,6 +90,8 @@ pub(super) struct Reader<R> {
     /// Data of the current entry that was not read yet, and the padding after it.
     left: u64,
     padding: u64,
+    /// See [`Reader::headers`].
+    headers: u64,
 }
 
 impl<R: Read> Reader<R> {
@@ -98,13 +100,21 @@ impl<R: Read> Reader<R> {
             input,
             left: 0,
             padding: 0,
+            headers: 0,
         }
+    }
+
+    /// Bytes that the last entry took besides its data: headers, with its path, link target and attributes,
+    /// and the map of a sparse file.
+    pub(super) fn headers(&self) -> u64 {
+        self.headers
     }
 
     /// The next entry; `None` at the end of the archive. Data of the last one must have been read.
     pub(super) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip()?;
-        let mut records = Records::default();
+        self.headers = 0;
+        let mut records = None;
         loop {
             let block = self.block()?;
             if is_zero(&block) {
@@ -117,9 +127,14 @@ impl<R: Read> Reader<R> {
             }
             let header = Header::check(&block)?;
             if header.kind() == b'x' {
-                records = self.records(header.number(124, 12)?)?;
+                // Else there could be any number of them, and never an entry.
+                if records.is_some() {
+                    return Err(TarError::Header("two extended headers of one entry"));
+                }
+                records = Some(self.records(header.number(124, 12)?)?);
                 continue;
             }
+            let records = records.unwrap_or_default();
             return self.entry(&header, records).map(Some);
         }
     }
@@ -216,7 +231,12 @@ impl<R: Read> Reader<R> {
                 ));
             }
             let block = self.block()?;
+            let before = pieces.len();
             Header(&block).pieces(0, 21, &mut pieces)?;
+            if pieces.len() == before {
+                // Else there could be any number of such blocks.
+                return Err(TarError::Header("an empty part of a sparse file's map"));
+            }
             more = block[504] != 0;
         }
         let mut end = 0;
@@ -255,6 +275,7 @@ impl<R: Read> Reader<R> {
             }
             bytes.extend_from_slice(&buffer[..count]);
         }
+        self.headers += length;
         self.skip()?;
         Records::parse(&bytes)
     }
@@ -281,7 +302,10 @@ impl<R: Read> Reader<R> {
     fn block(&mut self) -> Result<[u8; BLOCK], TarError> {
         let mut block = [0; BLOCK];
         match self.input.read_exact(&mut block) {
-            Ok(()) => Ok(block),
+            Ok(()) => {
+                self.headers += BLOCK as u64;
+                Ok(block)
+            }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(TarError::Truncated),
             Err(error) => Err(TarError::Read(error)),
         }
