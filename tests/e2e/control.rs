@@ -1,6 +1,9 @@
 //! The control service with real VMs: its calls and codes, and what happens when processes are
 //! killed in the middle of them. (What it makes of shims that misbehave is tested in its own crate.)
 
+mod events;
+mod many;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +28,8 @@ pub const TESTS: &[(&str, OnSetup)] = &[
     ("control::every_call", every_call),
     ("control::start_asks_the_daemon", start_asks_the_daemon),
     ("control::a_hung_vm_is_nobody_elses_trouble", hung),
+    ("control::many_at_once_and_one_hangs", many::at_once),
+    ("control::events_reach_containerd", events::reach_containerd),
     ("control::a_vm_that_dies", died),
     ("control::killed_daemon", killed_daemon),
     ("control::killed_containerd", killed_containerd),
