@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
     use std::os::unix::process::ExitStatusExt;
-    use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+    use std::process::{Child, Command, ExitStatus, Stdio};
 
     use fc_client::{ProcessExit, StartedVmm};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -118,9 +118,9 @@ mod tests {
     const STAYS: &str = "trap '' TERM; echo; read line";
     const BOUND: Duration = Duration::from_secs(2);
 
-    /// Runs a script that says a line when it is ready, beside an API that answers a version. It reads what is
-    /// written to the other part of the answer.
-    async fn vmm(script: &str) -> (Vmm, ChildStdin) {
+    /// Runs a script that says a line when it is ready, beside an API that answers a version. The child's input is
+    /// open as long as the child is kept; the VMM is who waits for its end.
+    async fn vmm(script: &str) -> (Vmm, Child) {
         let dir = tempfile::tempdir().unwrap();
         let api = dir.path().join("api");
         let listener = tokio::net::UnixListener::bind(&api).unwrap();
@@ -142,14 +142,13 @@ mod tests {
             .args(["-c", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        // The VMM is who waits for it.
         let mut child = command.spawn().unwrap();
         let mut ready = String::new();
         let stdout = child.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut ready).unwrap();
         let vmm = Vmm::attach(StartedVmm::new("sh", child.id(), api)).await;
         server.abort();
-        (vmm.unwrap(), child.stdin.take().unwrap())
+        (vmm.unwrap(), child)
     }
 
     fn status(vmm: &Vmm) -> Option<ExitStatus> {
@@ -161,7 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_stays_ends_by_sigterm() {
-        let (vmm, _input) = vmm(ENDS).await;
+        let (vmm, _child) = vmm(ENDS).await;
         let stopped = end(&vmm, std::future::pending(), BOUND).await;
         assert!(matches!(stopped, Err(StopError::TimedOut(patience)) if patience < BOUND));
         assert_eq!(status(&vmm).and_then(|status| status.code()), Some(7));
@@ -169,7 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_vmm_that_does_not_mind_sigterm_is_killed() {
-        let (vmm, _input) = vmm(STAYS).await;
+        let (vmm, _child) = vmm(STAYS).await;
         let stopped = end(&vmm, async { Ok(()) }, BOUND).await;
         assert!(matches!(stopped, Err(StopError::TimedOut(_))));
         assert_eq!(status(&vmm).and_then(|status| status.signal()), Some(9));
@@ -177,7 +176,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_paused_vm_is_killed_at_once() {
-        let (vmm, _input) = vmm(ENDS).await;
+        let (vmm, _child) = vmm(ENDS).await;
         let stopped = end(&vmm, async { Err(StopError::Paused) }, BOUND).await;
         assert!(matches!(stopped, Err(StopError::Paused)));
         assert_eq!(status(&vmm).and_then(|status| status.signal()), Some(9));
