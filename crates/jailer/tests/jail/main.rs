@@ -3,6 +3,7 @@
 mod boot;
 mod files;
 mod host;
+mod seccomp;
 mod security;
 mod stand_in;
 mod teardown;
@@ -28,8 +29,14 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let arguments = Arguments::from_args();
-    let tests: Vec<(&str, Test)> =
-        [security::TESTS, files::TESTS, teardown::TESTS, boot::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [
+        security::TESTS,
+        seccomp::TESTS,
+        files::TESTS,
+        teardown::TESTS,
+        boot::TESTS,
+    ]
+    .concat();
     let trials = Runtime::all()
         .iter()
         .flat_map(|runtime| tests.iter().map(|(name, test)| trial(runtime, name, *test)))

@@ -184,12 +184,13 @@ fn system_call(words: &[&str]) -> io::Result<String> {
     let (first, second) = (text(1)?, text(2)?);
     let (first, second) = (first.as_ptr(), second.as_ptr());
     let none: *const libc::c_char = std::ptr::null();
-    // SAFETY: strings end with NUL and live to the end of the call; the other pointers are null.
+    // SAFETY: strings end with NUL and live to the end of the call, and so do structures, which have the size that
+    // the call reads; the other pointers are null.
     let result = unsafe {
         match words.first().copied().unwrap_or_default() {
             "kill" => i64::from(libc::kill(number(1), libc::SIGKILL)),
             "ptrace" => libc::ptrace(libc::PTRACE_SEIZE, number(1), 0, 0),
-            "socket" => i64::from(libc::socket(number(1), number(2), 0)),
+            "socket" => i64::from(libc::socket(number(1), number(2), number(3))),
             "mknod" => {
                 let mode = libc::S_IFBLK | 0o600;
                 i64::from(libc::mknod(first, mode, libc::makedev(8, 0)))
@@ -221,16 +222,65 @@ fn system_call(words: &[&str]) -> io::Result<String> {
             "setgid" => i64::from(libc::setgid(0)),
             "chown" => i64::from(libc::chown(first, 0, 0)),
             "chmod" => i64::from(libc::chmod(first, 0o7777)),
-            "bpf" => libc::syscall(libc::SYS_bpf, 0, 0, 0),
-            "perf" => libc::syscall(libc::SYS_perf_event_open, 0, 0, -1, -1, 0),
-            "io_uring" => libc::syscall(libc::SYS_io_uring_setup, 1, 0),
+            "bpf" => {
+                // BPF_MAP_CREATE of an array: type, size of a key and of a value, number of values.
+                let mut attributes = [0_u32; 32];
+                attributes[..4].copy_from_slice(&[2, 4, 4, 1]);
+                let size = size_of_val(&attributes);
+                libc::syscall(libc::SYS_bpf, 0, attributes.as_ptr(), size)
+            }
+            "perf" => {
+                // PERF_TYPE_SOFTWARE, the structure's size; the counter is PERF_COUNT_SW_CPU_CLOCK.
+                let mut attributes = [0_u32; 16];
+                attributes[..2].copy_from_slice(&[1, 64]);
+                // exclude_kernel and exclude_hv, for which nobody needs privileges.
+                attributes[10] = 0b110_0000;
+                let attributes = attributes.as_ptr();
+                libc::syscall(libc::SYS_perf_event_open, attributes, 0, -1, -1, 0)
+            }
+            "io_uring" => {
+                let mut parameters = [0_u32; 30];
+                libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr())
+            }
             "keyctl" => libc::syscall(libc::SYS_keyctl, 0, -3, 0),
-            "userfaultfd" => libc::syscall(libc::SYS_userfaultfd, 0),
-            "reboot" => libc::syscall(libc::SYS_reboot, 0, 0, 0, 0),
-            "open_by_handle" => libc::syscall(libc::SYS_open_by_handle_at, 3, 0, 0),
-            "clone3" => libc::syscall(libc::SYS_clone3, 0, 0),
+            // UFFD_USER_MODE_ONLY, for which nobody needs privileges.
+            "userfaultfd" => libc::syscall(libc::SYS_userfaultfd, 1),
+            "reboot" => {
+                // Ctrl-Alt-Del shall be a signal to init: what does least.
+                let (one, two) = (libc::LINUX_REBOOT_MAGIC1, libc::LINUX_REBOOT_MAGIC2);
+                libc::syscall(
+                    libc::SYS_reboot,
+                    one,
+                    two,
+                    libc::LINUX_REBOOT_CMD_CAD_OFF,
+                    0,
+                )
+            }
+            "open_by_handle" => {
+                // A handle of eight bytes, of type 1: inode and generation.
+                let handle = [8_u32, 1, 2, 0];
+                let (directory, handle) = (libc::AT_FDCWD, handle.as_ptr());
+                libc::syscall(
+                    libc::SYS_open_by_handle_at,
+                    directory,
+                    handle,
+                    libc::O_RDONLY,
+                )
+            }
+            "clone3" => clone3(),
             "process_vm_readv" => {
-                libc::syscall(libc::SYS_process_vm_readv, number(1), 0, 0, 0, 0, 0)
+                let from = [1_u8; 8];
+                let mut to = [0_u8; 8];
+                let local = libc::iovec {
+                    iov_base: to.as_mut_ptr().cast(),
+                    iov_len: to.len(),
+                };
+                let remote = libc::iovec {
+                    iov_base: from.as_ptr().cast_mut().cast(),
+                    iov_len: from.len(),
+                };
+                libc::process_vm_readv(number(1), &raw const local, 1, &raw const remote, 1, 0)
+                    as i64
             }
             other => panic!("no such order: {other}"),
         }
@@ -240,6 +290,25 @@ fn system_call(words: &[&str]) -> io::Result<String> {
     } else {
         Ok(result.to_string())
     }
+}
+
+/// A child that ends at once; answers its number, or -1.
+fn clone3() -> libc::c_long {
+    // Of `struct clone_args`, only the signal at the end is needed.
+    let mut arguments = [0_u64; 8];
+    arguments[4] = u64::from(libc::SIGCHLD.unsigned_abs());
+    let size = size_of_val(&arguments);
+    // SAFETY: the structure is as long as said; the child, which has a copy of all memory, only ends.
+    let child = unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size) };
+    if child == 0 {
+        // SAFETY: ends the process without running anything of it.
+        unsafe { libc::_exit(0) };
+    }
+    if let Ok(pid @ 1..) = libc::pid_t::try_from(child) {
+        // SAFETY: a child of ours that nobody has waited for.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    }
+    child
 }
 
 /// The host's end of the socket for orders.
