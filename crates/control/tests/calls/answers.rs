@@ -10,7 +10,7 @@ use fc_proto::ttrpc::Code;
 use fc_proto::ttrpc::context::Context;
 use tokio::task::JoinSet;
 
-use crate::ends::{containerd, expect_stop};
+use crate::ends::{containerd, next_stop};
 use crate::setup::*;
 
 crate::tests!(
@@ -290,55 +290,50 @@ async fn a_shim_that_is_silent_is_stopped_all_the_same() {
     let (_containerd, mut events) = containerd(&setup.path("containerd.sock.ttrpc")).await;
     let _daemon = setup.daemon().await;
     let vm = setup.client().await.client;
-    let mut launch = create("silent");
-    launch.ReturnWhenLaunched = true;
-    vm.create_vm(ctx("ns"), &launch).await.expect("CreateVM");
-    let (shim, vmm) = setup.processes("ns/silent").await;
+    // One that never served, one that hangs while it runs, and one that answers but does not end.
+    let ids = ["silent", "runs", "stays"];
+    let mut processes = Vec::new();
+    for id in ids {
+        let mut request = create(id);
+        request.ReturnWhenLaunched = true;
+        vm.create_vm(ctx("ns"), &request).await.expect("CreateVM");
+        processes.push(setup.processes(&format!("ns/{id}")).await);
+    }
+    vm.get_vm_info(ctx("ns"), &info("runs"))
+        .await
+        .expect("GetVMInfo");
+    let [silent, runs] = [processes[0].0, processes[1].0];
+    let pid = rustix::process::Pid::from_raw(runs.cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("SIGSTOP");
     let (code, text) = failed(vm.get_vm_info(ctx("ns"), &info("silent")).await);
     assert_eq!(code, Code::UNAVAILABLE);
-    assert!(text.contains(&format!("(process {shim})")), "{text}");
-    assert!(!is_gone(shim), "only a stop ends it");
-    stopped_by_force(&mut setup, &vm, "silent", shim, vmm).await;
-    expect_stop(&mut events, "ns", "silent").await;
+    assert!(text.contains(&format!("(process {silent})")), "{text}");
+    assert!(!is_gone(silent), "only a stop ends it");
 
-    // As a shim that hangs while it runs, and one that answers but does not end.
-    vm.create_vm(ctx("ns"), &create("runs"))
-        .await
-        .expect("CreateVM");
-    let (shim, vmm) = setup.processes("ns/runs").await;
-    let pid = rustix::process::Pid::from_raw(shim.cast_signed()).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("SIGSTOP");
-    stopped_by_force(&mut setup, &vm, "runs", shim, vmm).await;
-    expect_stop(&mut events, "ns", "runs").await;
-    vm.create_vm(ctx("ns"), &create("stays"))
-        .await
-        .expect("CreateVM");
-    let (shim, vmm) = setup.processes("ns/stays").await;
-    stopped_by_force(&mut setup, &vm, "stays", shim, vmm).await;
-    expect_stop(&mut events, "ns", "stays").await;
-    assert!(events.try_recv().is_err(), "never twice");
-}
-
-/// StopVM kills shim and VMM, says so, and the id is free.
-async fn stopped_by_force(
-    setup: &mut Setup,
-    vm: &FirecrackerClient,
-    vm_id: &str,
-    shim: u32,
-    vmm: u32,
-) {
-    let request = StopVMRequest {
+    let stops = ids.map(|id| StopVMRequest {
         TimeoutSeconds: 1,
-        ..stop(vm_id)
-    };
-    let (code, text) = failed(vm.stop_vm(ctx("ns"), &request).await);
-    assert_eq!(code, Code::INTERNAL);
-    let expected = format!("forcefully terminated VM {vm_id}: ");
-    assert!(text.starts_with(&expected), "{text}");
-    assert!(is_gone(shim) && is_gone(vmm));
-    setup.expect_nothing(&setup.sockets("ns", vm_id));
-    let gone = vm.stop_vm(ctx("ns"), &request).await;
-    assert_eq!(failed(gone).0, Code::NOT_FOUND);
+        ..stop(id)
+    });
+    let stopped = stops.each_ref().map(|stop| vm.stop_vm(ctx("ns"), stop));
+    let answers = futures_util::future::join_all(stopped).await;
+    for ((answer, id), (shim, vmm)) in answers.into_iter().zip(ids).zip(processes) {
+        let (code, text) = failed(answer);
+        assert_eq!(code, Code::INTERNAL);
+        let expected = format!("forcefully terminated VM {id}: ");
+        assert!(text.starts_with(&expected), "{text}");
+        assert!(is_gone(shim) && is_gone(vmm));
+        setup.expect_nothing(&setup.sockets("ns", id));
+    }
+    let mut told = Vec::new();
+    for _ in ids {
+        told.push(next_stop(&mut events, "ns").await);
+    }
+    told.sort();
+    assert_eq!(told, ["runs", "silent", "stays"]);
+    assert!(events.try_recv().is_err(), "never twice");
+    for stop in &stops {
+        assert_eq!(failed(vm.stop_vm(ctx("ns"), stop).await).0, Code::NOT_FOUND);
+    }
 }
 
 /// With ReturnWhenLaunched nobody waits for the boot, and its failure is the later calls'.

@@ -120,12 +120,12 @@ async fn a_dead_shim_is_undone_at_once_and_announced() {
     setup.expect_nothing(&setup.sockets("ns-2", "found"));
 }
 
-/// Expects the end of a VM as the next event.
-pub async fn expect_stop(
-    events: &mut mpsc::UnboundedReceiver<Envelope>,
-    namespace: &str,
-    vm_id: &str,
-) {
+async fn expect_stop(events: &mut mpsc::UnboundedReceiver<Envelope>, namespace: &str, vm_id: &str) {
+    assert_eq!(next_stop(events, namespace).await, vm_id);
+}
+
+/// Expects the end of a VM as the next event, and answers the VM's id.
+pub async fn next_stop(events: &mut mpsc::UnboundedReceiver<Envelope>, namespace: &str) -> String {
     let event = tokio::time::timeout(BOUND, events.recv()).await;
     let event = event.expect("an event").expect("an event");
     assert_eq!(
@@ -134,8 +134,9 @@ pub async fn expect_stop(
     );
     let payload = event.event.into_option().expect("a payload");
     assert_eq!(payload.type_url, "VMStop");
-    let stop = VMStop::parse_from_bytes(&payload.value).expect("a VMStop");
-    assert_eq!(stop.VMID, vm_id);
+    VMStop::parse_from_bytes(&payload.value)
+        .expect("a VMStop")
+        .VMID
 }
 
 async fn vms_survive_the_daemon() {
