@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use fc_drives::{Attach, DriveError, Held, Kind, SlotState};
+use fc_drives::{Attach, DriveError, Drives, Held, Kind, SlotState};
 use fc_proto::guest::{BUNDLE_ROOT, feature};
 use fc_proto::task::api::Mount;
 use fc_rootfs::{DISK_FSTYPE, DISK_UPPER, DISK_WORK, Device, IMAGE_FSTYPE, Prepared};
@@ -23,13 +23,28 @@ pub async fn attach(
     id: &str,
     files: &Files,
 ) -> Result<Option<Vec<Mount>>, CallError> {
-    let container = |held| Container { running, id, held };
+    let drives = running.machine.drives();
     let mounts = match &files.rootfs {
-        Some(rootfs) => Some(container(Arc::clone(rootfs) as Held).rootfs(rootfs).await?),
+        Some(rootfs) => {
+            let mounts_rootfs = running.machine.guest().has(feature::ROOTFS_MOUNTS);
+            let held = Arc::clone(rootfs) as Held;
+            let container = Container { drives, id, held };
+            Some(container.rootfs(rootfs, mounts_rootfs).await?)
+        }
         None => None,
     };
-    let container = container(Arc::clone(&files.volumes) as Held);
-    for drive in files.volumes.drives() {
+    attach_volumes(drives, id, &files.volumes).await?;
+    Ok(mounts)
+}
+
+async fn attach_volumes(
+    drives: &Drives,
+    id: &str,
+    volumes: &Arc<fc_volume::Prepared>,
+) -> Result<(), CallError> {
+    let held = Arc::clone(volumes) as Held;
+    let container = Container { drives, id, held };
+    for drive in volumes.drives() {
         let kind = if drive.read_only {
             Kind::ReadOnly
         } else {
@@ -45,7 +60,7 @@ pub async fn attach(
             )
             .await?;
     }
-    Ok(mounts)
+    Ok(())
 }
 
 /// Detaches whatever drives the container has. What fails is logged; its slots and files are kept from further use.
@@ -92,7 +107,7 @@ pub fn guest_path(id: &str, below: &str) -> String {
 }
 
 struct Container<'a> {
-    running: &'a Running,
+    drives: &'a Drives,
     id: &'a str,
     /// What makes its files what they are, for as long as the VM uses them.
     held: Held,
@@ -115,14 +130,19 @@ impl Container<'_> {
             owner: self.id.to_owned(),
             held: Some(Arc::clone(&self.held)),
         };
-        let attached = self.running.machine.drives().attach(kind, request).await;
+        let attached = self.drives.attach(kind, request).await;
         attached.map(drop).map_err(|source| CallError::Drive {
             task: self.id.to_owned(),
             source,
         })
     }
 
-    async fn rootfs(&self, prepared: &Prepared) -> Result<Vec<Mount>, CallError> {
+    /// `mounts_rootfs`: whether the agent can make a rootfs of several drives.
+    async fn rootfs(
+        &self,
+        prepared: &Prepared,
+        mounts_rootfs: bool,
+    ) -> Result<Vec<Mount>, CallError> {
         let at = |name: &str| guest_path(self.id, name);
         match prepared {
             Prepared::Device(Device {
@@ -150,7 +170,7 @@ impl Container<'_> {
                 image,
                 disk: Some(disk),
             } => {
-                if !self.running.machine.guest().has(feature::ROOTFS_MOUNTS) {
+                if !mounts_rootfs {
                     return Err(CallError::Unsupported(
                         "The agent in this root image only takes a block device as a container's rootfs: use a block snapshotter, or a root image of this version".to_owned(),
                     ));
@@ -178,5 +198,101 @@ fn overlay(image: &str, disk: &str) -> Mount {
             format!("workdir={disk}/{DISK_WORK}"),
         ],
         ..Mount::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use async_trait::async_trait;
+    use fc_drives::{BackendError, DrivePatcher, GuestMounter, Layout, Links, StubDrives};
+    use fc_volume::{CopySettings, VolumeError, VolumeFiles, Volumes};
+
+    use super::*;
+
+    /// A VM whose guest does not unmount while it is busy.
+    #[derive(Default)]
+    struct Vm {
+        busy: AtomicBool,
+    }
+
+    #[async_trait]
+    impl DrivePatcher for Vm {
+        async fn patch(&self, _: &str, _: &str) -> Result<(), BackendError> {
+            Ok(())
+        }
+    }
+
+    #[async_trait]
+    impl GuestMounter for Vm {
+        async fn mount(&self, _: &str, _: &str, _: &str, _: &[String]) -> Result<(), BackendError> {
+            Ok(())
+        }
+
+        async fn unmount(&self, _: &str) -> Result<(), BackendError> {
+            match self.busy.load(Ordering::Relaxed) {
+                true => Err("the guest uses it".into()),
+                false => Ok(()),
+            }
+        }
+    }
+
+    async fn prepare(dir: &Path) -> Result<fc_volume::Prepared, VolumeError> {
+        let image = dir.join("data.ext4");
+        let spec = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "mounts": [{"destination": "/d", "type": "ext4", "source": image, "options": ["rw"]}],
+        });
+        let request = fc_volume::Request {
+            guest_dir: guest_path("c", ""),
+            guest_paths: Vec::new(),
+            files: VolumeFiles {
+                copies: dir.join("c.copies"),
+                writable_copies: dir.join("c.wcopies"),
+                writable_size: 1 << 20,
+            },
+        };
+        let volumes = Volumes::new(CopySettings::new(1 << 20));
+        volumes.prepare(spec.to_string().as_bytes(), &request).await
+    }
+
+    #[tokio::test]
+    async fn a_writable_image_is_nobody_else_s_while_the_guest_may_have_it_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("data.ext4");
+        let mkfs = Command::new("mkfs.ext4")
+            .arg("-q")
+            .arg(image)
+            .arg("4M")
+            .output();
+        match mkfs {
+            Ok(made) => assert!(made.status.success(), "{made:?}"),
+            Err(error) => {
+                println!("SKIPPED: mkfs.ext4 cannot be run (e2fsprogs): {error}");
+                return;
+            }
+        }
+        let vm = Arc::new(Vm::default());
+        let layout = Layout {
+            volumes: 1,
+            ..Layout::default()
+        };
+        let stubs = StubDrives::create(dir.path(), &layout).unwrap();
+        let links = Arc::new(Links::new(dir.path()));
+        let drives = stubs.connect(links, Arc::clone(&vm) as _, Arc::clone(&vm) as _);
+        let volumes = Arc::new(prepare(dir.path()).await.unwrap());
+        attach_volumes(&drives, "c", &volumes).await.unwrap();
+
+        vm.busy.store(true, Ordering::Relaxed);
+        drives.detach_owner("c").await.unwrap_err();
+        drop(volumes);
+        let refused = prepare(dir.path()).await.unwrap_err();
+        assert!(chain(&refused).contains("in use by another container"));
+
+        vm.busy.store(false, Ordering::Relaxed);
+        drives.detach_owner("c").await.unwrap();
+        prepare(dir.path()).await.unwrap();
     }
 }
