@@ -31,6 +31,8 @@ use crate::cache::Cache;
 pub use crate::cache::{CacheEntry, CacheError, EntryKind, ImageCache, Integrity};
 pub use crate::disk::{Disk, DiskError};
 pub use crate::image::Image;
+#[cfg(feature = "fuzzing")]
+pub use crate::import::read_for_fuzzing;
 pub use crate::import::{ImportError, Imported, TarError, import_upper};
 pub use crate::layers::LayerError;
 pub use crate::merge::MergeError;

@@ -94,6 +94,27 @@ pub fn import_upper(tar: impl Read, upper: &Path, limit: u64) -> Result<Imported
     Ok(imported)
 }
 
+/// Reads a whole stream and makes nothing of it, for fuzz targets: how many bytes its entries' headers and data
+/// take, as they are counted against the limit. Only with the feature `fuzzing`.
+///
+/// # Errors
+/// When the stream is malformed.
+#[cfg(feature = "fuzzing")]
+pub fn read_for_fuzzing(tar: impl Read) -> Result<(u64, u64), TarError> {
+    let mut reader = tar::Reader::new(tar);
+    let (mut headers, mut data) = (0, 0);
+    while reader.next()?.is_some() {
+        headers += reader.headers();
+        loop {
+            match reader.data(&mut [0; 4096])? {
+                0 => break,
+                count => data += count as u64,
+            }
+        }
+    }
+    Ok((headers, data))
+}
+
 /// Removes what imports that were killed left.
 fn sweep(parent: &Path, upper: &OsStr) -> io::Result<()> {
     let mut prefix = std::ffi::OsString::from(UNFINISHED);
