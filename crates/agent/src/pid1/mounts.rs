@@ -60,18 +60,8 @@ const ALL: [Mount; 11] = [
         ..mount_of("mqueue", "/dev/mqueue", QUIET, None)
     },
     mount_of("cgroup2", CGROUPS, QUIET, None),
-    mount_of(
-        "tmpfs",
-        "/run",
-        NOSUID.union(NODEV),
-        Some("mode=755"),
-    ),
-    mount_of(
-        "tmpfs",
-        "/tmp",
-        NOSUID.union(NODEV),
-        Some("mode=1777"),
-    ),
+    mount_of("tmpfs", "/run", NOSUID.union(NODEV), Some("mode=755")),
+    mount_of("tmpfs", "/tmp", NOSUID.union(NODEV), Some("mode=1777")),
     mount_of(
         "tmpfs",
         fc_proto::guest::BUNDLE_ROOT,
