@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use fc_proto::control::{CreateVMRequest, TOPIC_VM_START, VMStart};
 use fc_proto::guest::feature;
+use fc_vm::guest_image;
 use fc_vm::machine::{BootError, Machine, SpecError, VmSpec, boot, host_is_intel};
 use fc_vm::state::State;
 use fc_vm::timeline::now_ns;
 
 use super::error::{CallError, StartError};
 use super::guest_events;
-use super::guest_image;
 use super::io::{Listen, Ports};
 use super::shim::{Phase, Running, Shim};
 use super::stop;
@@ -107,7 +107,8 @@ async fn start(shim: &Shim, spec: Result<VmSpec, SpecError>) -> Result<Machine, 
 
 /// Refuses what would only end in a panic of the guest's kernel.
 fn check_memory(spec: &VmSpec) -> Result<(), StartError> {
-    match guest_image::least_memory(&spec.root.path) {
+    let image = guest_image::describe(&spec.root.path);
+    match image.map(|image| image.min_memory_mib) {
         Some(least) if spec.memory_mib < least => Err(StartError::Memory {
             asked: spec.memory_mib,
             least,

@@ -8,7 +8,6 @@ mod error;
 mod exec;
 mod files;
 mod guest_events;
-mod guest_image;
 mod inherited;
 mod io;
 mod life;

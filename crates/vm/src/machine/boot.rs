@@ -21,12 +21,13 @@ use super::guest::{Guest, GuestError, announcement};
 use super::last_words::{Console, LastLog};
 use super::spec::drive_mount_field;
 use super::{HostPorts, Machine, Progress, VmDir, VmSpec, VmmInfo, WaitsFor, dir, preflight};
+use crate::guest_image;
 use crate::process::ProcessId;
 use crate::state::State;
 use crate::timeline::Timeline;
 
 /// Agents of the original never announce themselves; this long after the start of the guest
-/// they begin to be looked for.
+/// they begin to be looked for, unless the root image says that its agent is one of ours.
 const POLL_AFTER: Duration = Duration::from_secs(1);
 /// File name of the VMM that needs no KVM.
 const EMULATOR: &str = "firecracker-tcg";
@@ -169,7 +170,9 @@ impl Host<'_> {
         let start = async {
             self.configure(&vmm, &spec, &shown, &stubs, emulates)
                 .await?;
-            let guest = self.agent(&announcements).await.map_err(Failure::Guest)?;
+            let ours = guest_image::describe(&spec.root.path).is_some();
+            let guest = self.agent(&announcements, ours).await;
+            let guest = guest.map_err(Failure::Guest)?;
             let drives = stubs.connect(
                 self.jail.exposer(),
                 Arc::new(Patcher(vmm.client().clone())),
@@ -262,11 +265,18 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// Waits for the agent and introduces the VM to it.
-    async fn agent(&self, announcements: &fc_vsock::Listener) -> Result<Guest, GuestError> {
+    /// Waits for the agent and introduces the VM to it. One of `ours` announces itself.
+    async fn agent(
+        &self,
+        announcements: &fc_vsock::Listener,
+        ours: bool,
+    ) -> Result<Guest, GuestError> {
         let vsock = self.ports.vsock();
         let booting = self.progress.begin("boot the guest", WaitsFor::Guest);
         let poll = async {
+            if ours {
+                return std::future::pending().await;
+            }
             tokio::time::sleep(POLL_AFTER).await;
             // Longer than the caller waits: that bound is the one to be reported.
             Guest::poll(self.vm_dir, vsock, self.deadline + POLL_AFTER).await
