@@ -294,7 +294,6 @@ impl Hierarchies {
                         }
                     }
                 }
-                Err(error) if is_gone(&error) => {}
                 Err(error) => errors.push((directory, error)),
             }
         }
@@ -319,17 +318,27 @@ fn inside(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
-/// `directory` and the directories below, parents first.
+/// `directory` and the directories below, parents first. Others may remove them meanwhile.
 fn tree(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = vec![directory.to_owned()];
     let mut next = 0;
     while let Some(directory) = found.get(next).cloned() {
         next += 1;
-        for entry in fs::read_dir(directory)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                found.push(entry.path());
-            }
+        match below(&directory) {
+            Err(error) if is_gone(&error) => {}
+            directories => found.extend(directories?),
+        }
+    }
+    Ok(found)
+}
+
+/// The directories in `directory`.
+fn below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(entry.path());
         }
     }
     Ok(found)

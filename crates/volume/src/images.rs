@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -59,6 +60,12 @@ const MAGIC: [(&str, u64, &[u8]); 5] = [
     ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
     ("squashfs", 0, b"hsqs"),
 ];
+
+/// How long a lock that was given up can seem to be held: a process that this one is just starting has a copy of
+/// its descriptor until its program runs, which nothing tells.
+const COPY_BOUND: Duration = Duration::from_millis(200);
+/// How often it is looked for.
+const COPY_PAUSE: Duration = Duration::from_millis(2);
 
 /// The [`VolumeSource`] that attaches images.
 ///
@@ -166,12 +173,8 @@ fn open(volume: &Volume, fstype: &str) -> Result<File, VolumeError> {
     } else {
         FlockOperation::NonBlockingLockExclusive
     };
-    match flock(&image, lock) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            return Err(refused(volume, Refusal::InUse(volume.source.clone())));
-        }
-        Err(error) => return Err(failed("lock")(error.into())),
+    if !take(&image, lock).map_err(failed("lock"))? {
+        return Err(refused(volume, Refusal::InUse(volume.source.clone())));
     }
     if holds(&image, fstype).map_err(failed("read"))? {
         return Ok(image);
@@ -183,6 +186,21 @@ fn open(volume: &Volume, fstype: &str) -> Result<File, VolumeError> {
             fstype: fstype.to_owned(),
         },
     ))
+}
+
+/// Takes a lock; answers whether it was free.
+fn take(image: &File, lock: FlockOperation) -> io::Result<bool> {
+    let begin = Instant::now();
+    loop {
+        match flock(image, lock) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if begin.elapsed() < COPY_BOUND => {
+                std::thread::sleep(COPY_PAUSE)
+            }
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn holds(image: &File, fstype: &str) -> io::Result<bool> {

@@ -8,8 +8,10 @@ use crate::serve::error::{CallError, Refusal};
 /// SetVMMetadata: replaces the document.
 pub async fn set(vmm: &Client, text: &str) -> Result<(), CallError> {
     let document = object(text)?;
-    let put = vmm.put_mmds(&document).await;
-    put.map_err(Refusal::Argument.error())
+    match vmm.put_mmds(&document).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(refused(vmm, error).await),
+    }
 }
 
 /// UpdateVMMetadata: merges into the document (RFC 7396).
@@ -17,16 +19,17 @@ pub async fn update(vmm: &Client, text: &str) -> Result<(), CallError> {
     let patch = object(text)?;
     match vmm.patch_mmds(&patch).await {
         Ok(()) => Ok(()),
-        Err(error @ ApiError::Refused { .. }) => {
-            // Nothing to merge into, or a document that would become too large?
-            let refusal = match vmm.get_mmds().await {
-                Ok(Value::Object(_)) => Refusal::Argument,
-                _ => Refusal::State,
-            };
-            Err(refusal.error()(error))
-        }
-        Err(error) => Err(Refusal::State.error()(error)),
+        Err(error) => Err(refused(vmm, error).await),
     }
+}
+
+/// Why the VMM took no document: it is wrong or too large, or the VM has no metadata service or no document yet.
+async fn refused(vmm: &Client, error: ApiError) -> CallError {
+    let refusal = match (&error, vmm.get_mmds().await) {
+        (ApiError::Refused { .. }, Ok(Value::Object(_))) => Refusal::Argument,
+        _ => Refusal::State,
+    };
+    refusal.error()(error)
 }
 
 /// GetVMMetadata.
