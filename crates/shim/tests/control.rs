@@ -268,7 +268,11 @@ async fn metadata(control: &FirecrackerClient) {
         ..id::<UpdateVMMetadataRequest>()
     };
     let update = control.update_vm_metadata(ctx(), &update).await;
-    refused(update, Code::FAILED_PRECONDITION, "The VMM refused PATCH /mmds");
+    refused(
+        update,
+        Code::FAILED_PRECONDITION,
+        "The VMM refused PATCH /mmds",
+    );
     let get = id::<GetVMMetadataRequest>();
     let get = control.get_vm_metadata(ctx(), &get).await;
     refused(get, Code::FAILED_PRECONDITION, "The VMM refused GET /mmds");
