@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(status) => exit_code(status),
         Err(error) => {
-            eprintln!("firecracker-run: {}", chain(&error));
+            eprintln!("firecracker-run: {}", fc_vm::machine::chain(&error));
             ExitCode::FAILURE
         }
     }
@@ -77,17 +77,6 @@ fn exit_code(status: ExitStatus) -> ExitCode {
         .code()
         .and_then(|code| u8::try_from(code).ok())
         .map_or(ExitCode::FAILURE, ExitCode::from)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn run(args: &Args) -> Result<ExitStatus, RunError> {

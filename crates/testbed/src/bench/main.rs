@@ -43,19 +43,8 @@ fn main() -> ExitCode {
     match create::run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("firecracker-bench: {}", chain(&error));
+            eprintln!("firecracker-bench: {}", fc_vm::machine::chain(&error));
             ExitCode::FAILURE
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
