@@ -37,7 +37,7 @@ pub use crate::import::{ImportError, Imported, TarError, import_upper};
 pub use crate::layers::LayerError;
 pub use crate::merge::MergeError;
 use crate::merge::Merger;
-pub use crate::mounts::{Device, Mount, MountError, upper_dir};
+pub use crate::mounts::{Device, HOST_ONLY_OPTIONS, Mount, MountError, upper_dir};
 use crate::mounts::{Plan, Writable};
 use crate::several::Part;
 

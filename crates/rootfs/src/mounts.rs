@@ -70,9 +70,7 @@ const READ_ONLY_FSTYPES: [&str; 4] = ["erofs", "squashfs", "cramfs", "iso9660"];
 
 /// Options of any filesystem that name something of the host, or change what is
 /// mounted, in a way that gets lost when the guest mounts the device.
-const HOST_ONLY_OPTIONS: [&str; 11] = [
-    "bind",
-    "rbind",
+pub const HOST_ONLY_OPTIONS: [&str; 9] = [
     "offset",
     "sizelimit",
     "device",
@@ -147,7 +145,8 @@ fn device(mount: &Mount) -> Result<Device, MountError> {
     let mut options = Vec::new();
     for option in &mount.options {
         let (name, value) = split(option);
-        if HOST_ONLY_OPTIONS.contains(&name)
+        if ["bind", "rbind"].contains(&name)
+            || HOST_ONLY_OPTIONS.contains(&name)
             || name.starts_with("X-containerd.")
             || (name == "loop" && value.is_some())
         {

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::{Duration, Instant};
 
+use fc_rootfs::HOST_ONLY_OPTIONS;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -12,20 +13,6 @@ use crate::{
     Drive, GuestMount, Provided, Refusal, Request, Slots, Volume, VolumeError, VolumeKind,
     VolumeSource,
 };
-
-/// Options that name something of the host, or change what is mounted, in a way that gets lost when the
-/// guest mounts the device.
-const HOST_ONLY_OPTIONS: [&str; 9] = [
-    "offset",
-    "sizelimit",
-    "device",
-    "logdev",
-    "rtdev",
-    "journal_dev",
-    "journal_path",
-    "uidmap",
-    "gidmap",
-];
 
 /// Options of a mount as such, which the container's bind mount must have too.
 const MOUNT_OPTIONS: [&str; 12] = [
