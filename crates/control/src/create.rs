@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use fc_proto::control::{CreateVMRequest, CreateVMResponse, GetVMInfoRequest, GetVMInfoResponse};
+use fc_vm::answer;
 use fc_vm::dir::{self, VmDir};
 use fc_vm::launch::{Launch, Launched, ShimLog, launch};
 use fc_vm::machine::DEFAULT_TIMEOUT;
@@ -82,7 +83,7 @@ async fn create(
         }
     };
     match answer {
-        Ok(info) => Ok(response(info, original_paths)),
+        Ok(info) => Ok(answer::created(info, original_paths)),
         Err(error) => {
             let gone = stop::gone(&host, &shim, dir).await;
             Err(stop::join(cause(error, &words).await, gone))
@@ -160,19 +161,6 @@ async fn ready(
         client.get_vm_info(context, &request).await
     };
     host.call_shim(namespace, shim, get).await
-}
-
-/// The answer of a VM that runs. `original`: as firecracker-containerd gives it, which has no FIFO paths.
-fn response(info: GetVMInfoResponse, original: bool) -> CreateVMResponse {
-    let fifo = |path| if original { String::new() } else { path };
-    CreateVMResponse {
-        VMID: info.VMID,
-        SocketPath: info.SocketPath,
-        LogFifoPath: fifo(info.LogFifoPath),
-        MetricsFifoPath: fifo(info.MetricsFifoPath),
-        CgroupPath: info.CgroupPath,
-        ..CreateVMResponse::default()
-    }
 }
 
 /// What is certain about a VM whose shim just runs. `jailed`: the path is to be the one in the jail.

@@ -6,9 +6,11 @@
 //! - [`list`], [`state`]: which VMs a host has, and what must be undone after a shim was killed.
 //! - [`guest_image`]: what is known of a root image before it boots.
 //! - [`machine`]: from a request to a running VM whose agent answers, and its stop.
+//! - [`answer`]: what CreateVM is answered with.
 //! - [`timeline`]: the phase table's events.
 
 pub mod address;
+pub mod answer;
 pub mod dir;
 pub mod guest_image;
 pub mod ident;

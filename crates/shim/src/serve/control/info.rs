@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use fc_proto::control::{CreateVMResponse, GetVMInfoResponse};
+use fc_vm::answer;
 use fc_vm::dir;
 use fc_vm::machine::Machine;
 
@@ -10,17 +11,7 @@ use crate::serve::shim::Shim;
 
 /// The answer to CreateVM.
 pub fn created(shim: &Shim, machine: &Machine) -> CreateVMResponse {
-    let info = info(shim, machine);
-    // The original never fills these two in.
-    let fifo = |path| if original(shim) { String::new() } else { path };
-    CreateVMResponse {
-        VMID: info.VMID,
-        SocketPath: info.SocketPath,
-        LogFifoPath: fifo(info.LogFifoPath),
-        MetricsFifoPath: fifo(info.MetricsFifoPath),
-        CgroupPath: info.CgroupPath,
-        ..CreateVMResponse::default()
-    }
+    answer::created(info(shim, machine), original(shim))
 }
 
 /// The answer to GetVMInfo.
