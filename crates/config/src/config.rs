@@ -8,7 +8,7 @@ use crate::{ConfigError, LogLevels, NetworkInterface, cpu};
 
 /// Firecracker's limit.
 const VCPUS: RangeInclusive<u32> = 1..=32;
-/// Reserved drives per VM are twice this number; more than a VMM has room for is its own to refuse.
+/// A VM reserves up to three drives for each; more than a VMM has room for is its own to refuse.
 const CONTAINERS: RangeInclusive<u32> = 1..=128;
 /// Up to 16 TiB.
 const MEMORY_MIB: RangeInclusive<u32> = 1..=16 << 20;
