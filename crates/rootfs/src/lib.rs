@@ -6,6 +6,7 @@
 //! - `cache`: files made once and shared by all VMs of the host.
 //! - `merge`: many layers become one read-only EROFS image.
 //! - `disk`: a container's own writable ext4 disk.
+//! - [`mount_view`]: the same content on the host, for its own programs.
 //! - [`mkfs`]: the programs that make filesystems in files, for other crates too.
 //!
 //! Nothing here knows of VMs, drives or guests. Everything a caller gets
@@ -23,6 +24,7 @@ pub mod mkfs;
 mod mounts;
 mod several;
 mod sparse;
+mod view;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +42,7 @@ use crate::merge::Merger;
 pub use crate::mounts::{Device, HOST_ONLY_OPTIONS, Mount, MountError, upper_dir};
 use crate::mounts::{Plan, Writable};
 use crate::several::Part;
+pub use crate::view::{ViewError, mount_view};
 
 /// Filesystem type of an [`Image`].
 pub const IMAGE_FSTYPE: &str = "erofs";

@@ -72,71 +72,86 @@ impl Merger {
 
     /// Writes an image of all `parts` to the existing file `output` (an absolute path).
     pub(crate) fn merge(&self, parts: &[Part], output: &Path) -> Result<(), MergeError> {
-        let counts = parts.iter().map(|part| part.layers.layers.len());
-        if let Some(count) = counts.clone().find(|count| *count > MAX_LAYERS) {
-            return Err(MergeError::TooMany(count));
-        }
         let begin = Instant::now();
-        // A thread of its own, because a thread cannot leave a mount namespace's working directory behind.
-        thread::scope(|scope| {
-            thread::Builder::new()
-                .name("merge".into())
-                .spawn_scoped(scope, || {
-                    self.enter_namespace().map_err(MergeError::Namespace)?;
-                    let merged = self.merge_here(parts, output);
-                    self.leave_mounts();
-                    merged
-                })
-                .map_err(MergeError::Thread)?
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        with_rootfs(parts, &self.mount_point, |rootfs| {
+            let holes = sparse::has_holes(rootfs).map_err(MergeError::Read)?;
+            Ok(mkfs::run(&mut mkfs::erofs(
+                &self.program,
+                holes,
+                output,
+                rootfs,
+            ))?)
         })?;
         tracing::info!(
             mounts = parts.len(),
-            layers = counts.sum::<usize>(),
+            layers = parts
+                .iter()
+                .map(|part| part.layers.layers.len())
+                .sum::<usize>(),
             milliseconds = begin.elapsed().as_millis(),
             "made an image of a container's layers"
         );
         Ok(())
     }
+}
 
-    fn merge_here(&self, parts: &[Part], output: &Path) -> Result<(), MergeError> {
-        fs::create_dir(ROOTFS).map_err(MergeError::Namespace)?;
-        for (number, part) in parts.iter().enumerate() {
-            add_part(&format!("part{number}"), part)?;
-        }
-        let holes = sparse::has_holes(Path::new(ROOTFS)).map_err(MergeError::Read)?;
-        Ok(mkfs::run(&mut mkfs::erofs(
-            &self.program,
-            holes,
-            output,
-            Path::new(ROOTFS),
-        ))?)
+/// Mounts the rootfs that `parts` make up, read-only, for as long as `work` runs, which is told where: a
+/// relative path that only `work`'s thread and its children have. `mount_point` is an existing directory.
+pub(crate) fn with_rootfs<T: Send>(
+    parts: &[Part],
+    mount_point: &Path,
+    work: impl FnOnce(&Path) -> Result<T, MergeError> + Send,
+) -> Result<T, MergeError> {
+    let mut counts = parts.iter().map(|part| part.layers.layers.len());
+    if let Some(count) = counts.find(|count| *count > MAX_LAYERS) {
+        return Err(MergeError::TooMany(count));
     }
+    // A thread of its own, because a thread cannot leave a mount namespace's working directory behind.
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("merge".into())
+            .spawn_scoped(scope, || {
+                enter_namespace(mount_point).map_err(MergeError::Namespace)?;
+                let done = add_parts(parts).and_then(|()| work(Path::new(ROOTFS)));
+                leave_mounts(mount_point);
+                done
+            })
+            .map_err(MergeError::Thread)?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
 
-    /// Gives this thread mounts of its own and an empty tmpfs as working directory.
-    fn enter_namespace(&self) -> io::Result<()> {
-        // SAFETY: NEWNS leaves this thread's file descriptors shared and valid; what it takes away from
-        // the process, a common working directory, no code of this thread relies on.
-        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
-        // What the host unmounts from now on shall not be kept alive here.
-        mount_change(
-            "/",
-            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-        )?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("tmpfs", &self.mount_point, "tmpfs", flags, c"mode=0700")?;
-        Ok(chdir(&self.mount_point)?)
-    }
+/// Gives this thread mounts of its own and an empty tmpfs as working directory.
+fn enter_namespace(mount_point: &Path) -> io::Result<()> {
+    // SAFETY: NEWNS leaves this thread's file descriptors shared and valid; what it takes away from
+    // the process, a common working directory, no code of this thread relies on.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    // What the host unmounts from now on shall not be kept alive here.
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("tmpfs", mount_point, "tmpfs", flags, c"mode=0700")?;
+    Ok(chdir(mount_point)?)
+}
 
-    /// Unmounts everything, so that devices and images are free when the caller goes on: the namespace itself
-    /// ends some time after its thread.
-    fn leave_mounts(&self) {
-        let left = chdir("/").and_then(|()| unmount(&self.mount_point, UnmountFlags::DETACH));
-        if let Err(error) = left {
-            tracing::warn!(%error, "a container's layers stay mounted until their thread has ended");
-        }
+/// Unmounts everything, so that devices and images are free when the caller goes on: the namespace itself
+/// ends some time after its thread.
+fn leave_mounts(mount_point: &Path) {
+    let left = chdir("/").and_then(|()| unmount(mount_point, UnmountFlags::DETACH));
+    if let Err(error) = left {
+        tracing::warn!(%error, "a container's layers stay mounted until their thread has ended");
     }
+}
+
+fn add_parts(parts: &[Part]) -> Result<(), MergeError> {
+    fs::create_dir(ROOTFS).map_err(MergeError::Namespace)?;
+    for (number, part) in parts.iter().enumerate() {
+        add_part(&format!("part{number}"), part)?;
+    }
+    Ok(())
 }
 
 /// Mounts a part in a new directory called `name`, and moves it to its place in the rootfs, which is looked up

@@ -31,6 +31,12 @@ pub(crate) fn is_root(target: &str) -> bool {
 
 /// Plans a rootfs of all of `mounts`, the first of which is for the rootfs itself.
 pub(crate) fn plan(mounts: &[Mount]) -> Result<Plan, MountError> {
+    let (parts, writable) = parts(mounts)?;
+    Ok(Plan::Several { parts, writable })
+}
+
+/// The parts that `mounts`, one or several, make up, and what a container may write to.
+pub(crate) fn parts(mounts: &[Mount]) -> Result<(Vec<Part>, Writable), MountError> {
     let mut parts = Vec::with_capacity(mounts.len());
     let mut writable = Writable::No;
     for mount in mounts {
@@ -48,7 +54,7 @@ pub(crate) fn plan(mounts: &[Mount]) -> Result<Plan, MountError> {
             layers,
         });
     }
-    Ok(Plan::Several { parts, writable })
+    Ok((parts, writable))
 }
 
 /// What one mount holds, all of it to be read, and what there is for the container to write to instead.
