@@ -1,7 +1,5 @@
 //! What dead shims left: undone, and told to containerd by whoever undid it.
 
-use fc_proto::control::{TOPIC_VM_STOP, VMStop};
-use fc_rpc::events::envelope;
 use fc_vm::dir::VmDir;
 use fc_vm::list::{self, CleanUp, CleanUpError};
 
@@ -17,7 +15,7 @@ use crate::host::Host;
 pub fn bury(host: &Host, dir: &VmDir) -> Result<CleanUp, CleanUpError> {
     let burial = list::bury(dir);
     if burial.ended_vm {
-        stopped(host, dir);
+        host.events.vm_stopped(dir.namespace(), dir.vm_id());
     }
     if matches!(burial.outcome, Ok(CleanUp::Done)) {
         let (namespace, vm_id) = (dir.namespace(), dir.vm_id());
@@ -28,16 +26,4 @@ pub fn bury(host: &Host, dir: &VmDir) -> Result<CleanUp, CleanUpError> {
         );
     }
     burial.outcome
-}
-
-fn stopped(host: &Host, dir: &VmDir) {
-    let event = VMStop {
-        VMID: dir.vm_id().to_owned(),
-        ..VMStop::default()
-    };
-    let namespace = dir.namespace();
-    match envelope(namespace, TOPIC_VM_STOP, "VMStop", &event) {
-        Ok(event) => host.events.forward(event),
-        Err(error) => tracing::error!(namespace, "Event cannot be encoded: {error}"),
-    }
 }

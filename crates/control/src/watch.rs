@@ -4,8 +4,10 @@ use std::fs::File;
 use std::process::Child;
 
 use fc_vm::dir::VmDir;
+use fc_vm::list::Vm;
 use fc_vm::machine::chain;
 use fc_vm::process::ProcessId;
+use tokio::task::JoinSet;
 
 use crate::bury::bury;
 use crate::error::ControlError;
@@ -14,29 +16,36 @@ use crate::log::{self, LastWords};
 
 /// See [`Host::adopt`].
 pub async fn adopt(host: &Host) -> Result<(), ControlError> {
+    // All at the same time: a VM whose starter hangs, or whose VMM does not end, delays no other.
+    let mut adoptions = JoinSet::new();
     for vm in host.list().await? {
-        let shim = match vm.shim() {
-            Some(shim) => Some(shim),
-            None => {
-                clear(host, vm.dir.clone()).await;
-                // One that was just being started is there now.
-                let found = host.find(vm.dir.namespace(), vm.dir.vm_id()).await;
-                found.ok().map(|shim| shim.process)
-            }
-        };
-        let Some(shim) = shim else { continue };
-        let (namespace, vm_id) = (vm.dir.namespace(), vm.dir.vm_id());
-        tracing::info!(namespace, vmID = vm_id, pid = shim.pid, "Found a VM");
-        let found = Watched {
-            dir: vm.dir,
-            shim,
-            child: None,
-            log: None,
-        };
-        // Whatever it says last, nobody waits for it.
-        let _ = spawn(host, found);
+        adoptions.spawn(adopt_one(host.clone(), vm));
     }
+    while adoptions.join_next().await.is_some() {}
     Ok(())
+}
+
+async fn adopt_one(host: Host, vm: Vm) {
+    let shim = match vm.shim() {
+        Some(shim) => Some(shim),
+        None => {
+            clear(&host, vm.dir.clone()).await;
+            // One that was just being started is there now.
+            let found = host.find(vm.dir.namespace(), vm.dir.vm_id()).await;
+            found.ok().map(|shim| shim.process)
+        }
+    };
+    let Some(shim) = shim else { return };
+    let (namespace, vm_id) = (vm.dir.namespace(), vm.dir.vm_id());
+    tracing::info!(namespace, vmID = vm_id, pid = shim.pid, "Found a VM");
+    let found = Watched {
+        dir: vm.dir,
+        shim,
+        child: None,
+        log: None,
+    };
+    // Whatever it says last, nobody waits for it.
+    let _ = spawn(&host, found);
 }
 
 /// A shim to watch.

@@ -1,11 +1,19 @@
 //! Removing what dead VMs left.
 
-use fc_vm::list::{self, CleanUp, CleanUpError};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fc_rpc::events::Events;
+use fc_vm::list::{self, CleanUp, CleanUpError, Vm};
 use fc_vm::machine::chain;
 use serde::Serialize;
 
 use crate::error::CtlError;
 use crate::host::Host;
+
+/// How long a containerd may take over the events of its VMs' ends.
+const TELL_BOUND: Duration = Duration::from_secs(5);
 
 /// What became of a dead VM's leftovers.
 #[derive(Serialize)]
@@ -17,14 +25,51 @@ struct Collected {
     errors: Vec<String>,
 }
 
-/// Cleans up after every dead VM.
+/// Who is told of the VMs' ends: the containerd of each, by its ttrpc address.
+#[derive(Default)]
+struct Told(BTreeMap<PathBuf, Events>);
+
+impl Told {
+    fn stopped(&mut self, vm: &Vm) {
+        // A VM without the record never ran, or is one of an older version.
+        let Some(address) = vm.containerd_ttrpc() else {
+            return;
+        };
+        let events = self.0.entry(address.to_owned());
+        let events = events.or_insert_with_key(|address| Events::new(address.clone(), ""));
+        events.vm_stopped(vm.dir.namespace(), vm.dir.vm_id());
+    }
+
+    /// Waits until they know. One that does not listen is named, and is no failure: it starts with no VM anyway.
+    async fn flush(self) {
+        for (address, events) in &self.0 {
+            if !events.flush(TELL_BOUND).await {
+                unheard(address);
+            }
+        }
+    }
+}
+
+fn unheard(address: &Path) {
+    eprintln!(
+        "firecracker-ctl: containerd at {} was not told of its VMs' ends: it does not answer",
+        address.display()
+    );
+}
+
+/// Cleans up after every dead VM, and tells containerd of those that ran.
 ///
 /// # Errors
 /// When VMs cannot be looked for, or something stays; everything else is removed all the same.
-pub fn run(host: &Host) -> Result<(), CtlError> {
+pub async fn run(host: &Host) -> Result<(), CtlError> {
     let mut collected = Vec::new();
+    let mut told = Told::default();
     for vm in host.list()?.iter().filter(|vm| vm.is_dead()) {
-        let errors = match list::clean_up(&vm.dir) {
+        let burial = list::bury(&vm.dir);
+        if burial.ended_vm {
+            told.stopped(vm);
+        }
+        let errors = match burial.outcome {
             Ok(CleanUp::Done) => Vec::new(),
             // Somebody else was faster, or uses the name again.
             Ok(CleanUp::Nothing | CleanUp::Alive) => continue,
@@ -38,6 +83,7 @@ pub fn run(host: &Host) -> Result<(), CtlError> {
             errors,
         });
     }
+    told.flush().await;
     host.output.print(&collected, |collected| text(collected));
     match collected.iter().filter(|vm| !vm.removed).count() {
         0 => Ok(()),

@@ -51,7 +51,7 @@ fn run(args: Args) -> Result<ExitCode, CtlError> {
     match &args.command {
         Command::Vm { command } => runtime.block_on(vm::run(&host, command))?,
         Command::Cache { command } => cache::run(&host, command)?,
-        Command::Gc => gc::run(&host)?,
+        Command::Gc => runtime.block_on(gc::run(&host))?,
         Command::Doctor(_) => {}
     }
     Ok(ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fc_proto::containerd::shim::event::Envelope;
 use fc_proto::containerd::shim::events::ForwardRequest;
 use fc_proto::containerd::shim_async::EventsClient;
+use fc_proto::control::{TOPIC_VM_STOP, VMStop};
 use fc_proto::protobuf::well_known_types::any::Any;
 use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
 use fc_proto::protobuf::{self, MessageField, MessageFull};
@@ -44,10 +45,23 @@ impl Events {
 
     /// Queues an event that happens now. `type_url` is the payload's name on the wire.
     pub fn publish(&self, topic: &str, type_url: &str, payload: &impl MessageFull) {
-        match envelope(&self.namespace, topic, type_url, payload) {
+        self.publish_in(&self.namespace, topic, type_url, payload);
+    }
+
+    fn publish_in(&self, namespace: &str, topic: &str, type_url: &str, payload: &impl MessageFull) {
+        match envelope(namespace, topic, type_url, payload) {
             Ok(event) => self.forward(event),
             Err(error) => tracing::error!(topic, "Event cannot be encoded: {error}"),
         }
+    }
+
+    /// Queues the event of a VM's end, in the VM's namespace.
+    pub fn vm_stopped(&self, namespace: &str, vm_id: &str) {
+        let event = VMStop {
+            VMID: vm_id.to_owned(),
+            ..VMStop::default()
+        };
+        self.publish_in(namespace, TOPIC_VM_STOP, "VMStop", &event);
     }
 
     /// Queues an event as it is. One of more than 1 MiB is lost: it could not be sent.
@@ -61,13 +75,15 @@ impl Events {
         self.queue.all()
     }
 
-    /// Waits until everything was sent, but no longer than `bound`.
-    pub async fn flush(&self, bound: Duration) {
+    /// Waits until everything was sent, but no longer than `bound`. Answers whether it was.
+    pub async fn flush(&self, bound: Duration) -> bool {
         let mut length = self.queue.length();
         let empty = length.wait_for(|length| *length == 0);
-        if tokio::time::timeout(bound, empty).await.is_err() {
+        let sent = tokio::time::timeout(bound, empty).await.is_ok();
+        if !sent {
             tracing::warn!("containerd did not take the last events");
         }
+        sent
     }
 }
 

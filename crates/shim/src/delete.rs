@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fc_config::Config;
-use fc_proto::control::{TOPIC_VM_STOP, VMStop};
 use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
 use fc_proto::protobuf::{Message, MessageField};
 use fc_proto::task::TaskClient;
@@ -20,7 +19,6 @@ use fc_proto::ttrpc::Error as RpcError;
 use fc_proto::ttrpc::asynchronous::Client;
 use fc_proto::ttrpc::asynchronous::transport::Socket;
 use fc_proto::ttrpc::context::{Context, with_duration};
-use fc_rpc::events::Events;
 use fc_vm::lock::{LockError, StartLock};
 use fc_vm::machine::NAMESPACE_KEY;
 use fc_vm::process::ProcessId;
@@ -30,14 +28,13 @@ use fc_vm::{address, ident};
 use crate::args::Args;
 use crate::bundle;
 use crate::start::{self, StartError};
+use crate::stopped;
 
 /// Exit status of a task that was not seen to end: as if killed.
 const KILLED: u32 = 128 + 9;
 const SIGKILL: u32 = 9;
 /// Bound on each call to a shim that lives.
 const CALL_BOUND: Duration = Duration::from_secs(3);
-/// How long containerd may take over the event of the VM's end.
-const FLUSH_BOUND: Duration = Duration::from_secs(2);
 /// How long a shim that does not answer any more may take to end.
 const ENDING_BOUND: Duration = Duration::from_secs(3);
 
@@ -113,7 +110,7 @@ fn clean_up(args: &Args, vm_id: &str) -> Result<(), DeleteError> {
             let errors = state::undo(&dir);
             // Whoever holds the lock is the only one who finds the record.
             if had_vmm && !State::had_vmm(&dir) {
-                runtime.block_on(say_stopped(args, vm_id));
+                runtime.block_on(stopped::tell(args, vm_id));
             }
             return match errors.into_iter().next() {
                 Some(error) => Err(DeleteError::Undo(error)),
@@ -139,17 +136,6 @@ fn clean_up(args: &Args, vm_id: &str) -> Result<(), DeleteError> {
         }
     }
     Ok(())
-}
-
-/// Tells containerd that the VM is no more, as its shim would have. (The task's end containerd publishes itself.)
-async fn say_stopped(args: &Args, vm_id: &str) {
-    let events = Events::new(start::ttrpc_address(args).into(), &args.namespace);
-    let event = VMStop {
-        VMID: vm_id.to_owned(),
-        ..VMStop::default()
-    };
-    events.publish(TOPIC_VM_STOP, "VMStop", &event);
-    events.flush(FLUSH_BOUND).await;
 }
 
 /// Ends the task in a shim that lives; says whether the shim answered. One that does not know the

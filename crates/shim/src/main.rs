@@ -13,6 +13,7 @@ mod delete;
 mod info;
 mod serve;
 mod start;
+mod stopped;
 
 use std::error::Error;
 use std::io::Write;

@@ -10,12 +10,14 @@ use fc_vm::address;
 use fc_vm::dir::VmDir;
 use fc_vm::ident;
 use fc_vm::launch::{Launch, ShimLog, launch};
+use fc_vm::list;
 use fc_vm::timeline::{Timeline, now_ns};
 use fc_volume::{CopySettings, Volumes};
 
 use crate::args::Args;
 use crate::bundle::{self, BundleError, Spec};
 use crate::daemon::{self, Answer, DaemonError};
+use crate::stopped;
 
 /// Why no shim was started.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,9 @@ pub enum StartError {
     /// The control daemon could not start the shim.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    /// The async runtime, for an event.
+    #[error("Cannot tell containerd of the end of the VM's former shim")]
+    Tell(#[source] io::Error),
     /// Something about this process.
     #[error("Cannot find out {what}")]
     Process {
@@ -131,8 +136,23 @@ fn start_vm(
 ) -> Result<(), StartError> {
     let request = request(config, spec, target)?;
     if daemon::launch(&config.control_address, args, &request)? == Answer::None {
+        bury(args, config, target)?;
         launch(&launch_of(args, config, bundle, target, request)?)?;
     }
+    Ok(())
+}
+
+/// Undoes what a killed shim of the VM left. `launch` would do that too, but tell nobody of the former VM's end.
+fn bury(args: &Args, config: &Config, target: &Target) -> Result<(), StartError> {
+    let burial = list::bury(&vm_dir(config, &args.namespace, &target.vm_id)?);
+    if burial.ended_vm {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(StartError::Tell)?
+            .block_on(stopped::tell(args, &target.vm_id));
+    }
+    // What could not be undone `launch` tries again, and reports.
     Ok(())
 }
 

@@ -3,15 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use fc_proto::NAMESPACE_KEY;
+use fc_proto::containerd::shim::event::Envelope;
+use fc_proto::containerd::shim::events::ForwardRequest;
+use fc_proto::containerd::shim_async::{Events, create_events};
 use fc_proto::containerd::types::introspection::RuntimeInfo;
 use fc_proto::control::{
-    CONTAINERD_ADDRESS_KEY, CreateVMRequest, CreateVMResponse, create_firecracker,
+    CONTAINERD_ADDRESS_KEY, CreateVMRequest, CreateVMResponse, TOPIC_VM_STOP, VMStop,
+    create_firecracker,
 };
 use fc_proto::protobuf::Message;
+use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_proto::task::api::DeleteResponse;
-use fc_proto::ttrpc::asynchronous::Server;
+use fc_proto::ttrpc::asynchronous::{Server, TtrpcContext};
 use fc_proto::ttrpc::{Code, Error as RpcError, get_status};
 use fc_vm::address;
 use fc_vm::dir::VmDir;
@@ -19,6 +26,9 @@ use fc_vm::lock::StartLock;
 use fc_vm::process::ProcessId;
 use fc_vm::state::{self, State};
 use serde_json::json;
+
+/// Bounds every wait for something that must come.
+const BOUND: Duration = Duration::from_secs(10);
 
 /// A bundle and a configuration of their own.
 struct Fixture {
@@ -63,6 +73,17 @@ impl Fixture {
         std::fs::write(self.path("config.json"), text).unwrap();
     }
 
+    fn kill_shim(&self) {
+        let shim = StartLock::take(&self.vm_dir()).unwrap().holder().unwrap();
+        let shim = ProcessId::of(shim).unwrap();
+        shim.kill(BOUND).unwrap();
+    }
+
+    fn delete(&self) -> Output {
+        let bundle = self.bundle().display().to_string();
+        self.shim(&["-bundle", &bundle, "delete"])
+    }
+
     fn shim(&self, args: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_containerd-shim-aws-firecracker"))
             .args(["-namespace", "ns", "-address", &self.address()])
@@ -73,6 +94,7 @@ impl Fixture {
                 self.path("config.json"),
             )
             .env_remove("FIRECRACKER_VM_ID")
+            .env_remove("TTRPC_ADDRESS")
             .current_dir(self.bundle())
             .output()
             .unwrap()
@@ -176,14 +198,9 @@ fn delete_cleans_up_after_a_dead_shim() {
     assert!(socket.exists());
 
     let dir = fixture.vm_dir();
-    let shim = StartLock::take(&dir).unwrap().holder().unwrap();
-    ProcessId::of(shim)
-        .unwrap()
-        .kill(std::time::Duration::from_secs(10))
-        .unwrap();
+    fixture.kill_shim();
     assert!(State::load(&dir).unwrap().is_some());
-    let bundle = fixture.bundle().display().to_string();
-    let deleted = fixture.shim(&["-bundle", &bundle, "delete"]);
+    let deleted = fixture.delete();
     let response = DeleteResponse::parse_from_bytes(&deleted.stdout).unwrap();
     assert_eq!(response.exit_status, 137);
     assert!(response.exited_at.is_some());
@@ -275,14 +292,73 @@ fn start_does_without_a_daemon_that_serves_another_containerd_or_is_dead() {
             let started = start_with_daemon(&fixture, Code::FAILED_PRECONDITION);
             assert!(started.status.success());
         }
-        let shim = StartLock::take(&fixture.vm_dir()).unwrap().holder();
-        ProcessId::of(shim.unwrap())
-            .unwrap()
-            .kill(std::time::Duration::from_secs(10))
-            .unwrap();
-        let bundle = fixture.bundle().display().to_string();
-        let deleted = fixture.shim(&["-bundle", &bundle, "delete"]);
-        assert!(deleted.status.success());
+        fixture.kill_shim();
+        assert!(fixture.delete().status.success());
         assert!(!fixture.vm_dir().path().exists());
     }
+}
+
+/// containerd, as far as events go.
+struct Containerd(Sender<Envelope>);
+
+#[async_trait::async_trait]
+impl Events for Containerd {
+    async fn forward(
+        &self,
+        _: &TtrpcContext,
+        request: ForwardRequest,
+    ) -> fc_proto::ttrpc::Result<Empty> {
+        let event = request.envelope.into_option().unwrap();
+        self.0.send(event).unwrap();
+        Ok(Empty::default())
+    }
+}
+
+/// A VM of the id that ran, and whose VMM and shim are dead.
+fn leave_dead_vm(dir: &VmDir) {
+    std::fs::create_dir_all(dir.path()).unwrap();
+    let mut vmm = Command::new("true").spawn().unwrap();
+    let state = State {
+        vmm: ProcessId::of(vmm.id()),
+        ..State::new(dir)
+    };
+    vmm.wait().unwrap();
+    state.store(dir).unwrap();
+}
+
+#[test]
+fn who_undoes_a_dead_vm_tells_containerd_of_its_end() {
+    let fixture = Fixture::new();
+    fixture.configure(
+        &json!({"shim_base_dir": fixture.base(), "kernel_image_path": "/nonexistent"}).to_string(),
+    );
+    let (sender, events) = channel();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _containerd = runtime.block_on(async {
+        let server = Server::new().bind(&format!("unix://{}.ttrpc", fixture.address()));
+        let mut server = server
+            .unwrap()
+            .register_service(create_events(Arc::new(Containerd(sender))));
+        server.start().await.unwrap();
+        server
+    });
+    let expect_stop = || {
+        let event = events.recv_timeout(BOUND).unwrap();
+        assert_eq!((&*event.namespace, &*event.topic), ("ns", TOPIC_VM_STOP));
+        let stopped = VMStop::parse_from_bytes(&event.event.value).unwrap();
+        assert_eq!(stopped.VMID, "vm1");
+    };
+
+    // `start` of the next one of the id, which never runs.
+    leave_dead_vm(&fixture.vm_dir());
+    assert!(fixture.shim(&["start"]).status.success());
+    expect_stop();
+    fixture.kill_shim();
+    assert!(fixture.delete().status.success());
+
+    // `delete`.
+    leave_dead_vm(&fixture.vm_dir());
+    assert!(fixture.delete().status.success());
+    expect_stop();
+    assert!(events.try_recv().is_err(), "of each VM once");
 }

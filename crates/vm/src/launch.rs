@@ -197,6 +197,7 @@ fn start(
 ) -> Result<(ProcessId, Child, Option<File>), LaunchError> {
     let state = State {
         sockets: Some(sockets.clone()),
+        containerd_ttrpc: Some(launch.ttrpc_address.clone().into()),
         ..State::new(dir)
     };
     state.store(dir)?;

@@ -68,6 +68,17 @@ impl Vm {
         self.record.as_ref().ok()?.as_ref()?.sockets.as_ref()
     }
 
+    /// ttrpc address of the VM's containerd.
+    #[must_use]
+    pub fn containerd_ttrpc(&self) -> Option<&Path> {
+        self.record
+            .as_ref()
+            .ok()?
+            .as_ref()?
+            .containerd_ttrpc
+            .as_deref()
+    }
+
     /// The VMM, if it was started. It can have ended meanwhile.
     #[must_use]
     pub fn vmm(&self) -> Option<ProcessId> {

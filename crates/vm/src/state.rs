@@ -27,6 +27,9 @@ pub struct State {
     /// The shim's sockets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<Sockets>,
+    /// ttrpc address of the containerd that is told of the VM's end, a path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub containerd_ttrpc: Option<PathBuf>,
     /// Files outside of the VM's directory that were made for it (FIFOs that CreateVM names).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<PathBuf>,
@@ -112,6 +115,7 @@ impl State {
             namespace: dir.namespace().to_owned(),
             vm_id: dir.vm_id().to_owned(),
             sockets: None,
+            containerd_ttrpc: None,
             files: Vec::new(),
             vmm: None,
         }

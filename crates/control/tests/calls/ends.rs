@@ -14,6 +14,8 @@ use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_proto::ttrpc::asynchronous::{Server, TtrpcContext};
 use fc_proto::ttrpc::{self, Code};
 use fc_rpc::client::context;
+use fc_vm::dir::VmDir;
+use fc_vm::lock::StartLock;
 use tokio::sync::mpsc;
 
 use crate::setup::*;
@@ -25,6 +27,7 @@ crate::tests!(
     vms_survive_the_daemon,
     a_daemon_killed_in_a_create_or_stop_leaves_no_riddle,
     a_new_daemon_clears_what_dead_shims_left,
+    a_vm_that_hangs_delays_no_other_at_the_daemons_start,
 );
 
 async fn a_create_that_is_given_up_leaves_nothing() {
@@ -239,4 +242,34 @@ async fn a_new_daemon_clears_what_dead_shims_left() {
     daemon.logged("what it left is gone now").await;
     assert!(is_gone(vmm));
     setup.expect_nothing(&sockets);
+}
+
+async fn a_vm_that_hangs_delays_no_other_at_the_daemons_start() {
+    let mut setup = Setup::new();
+    let (_containerd, mut events) = containerd(&setup.path("containerd.sock.ttrpc")).await;
+    let daemon = setup.daemon().await;
+    let vm = setup.client().await.client;
+    for vm_id in ["dead", "runs"] {
+        vm.create_vm(ctx("ns"), &create(vm_id))
+            .await
+            .expect("CreateVM");
+    }
+    let (shim, _) = setup.processes("ns/dead").await;
+    daemon.kill().await;
+    kill(shim);
+    // First in every list. We are who starts its shim, and never get on.
+    let hung = VmDir::new(&setup.base(), "a", "hung").expect("names");
+    let starter = StartLock::take(&hung).expect("a lock");
+
+    let mut daemon = setup.daemon().await;
+    let line = daemon.logged("Found a VM").await;
+    assert!(line.contains("vmID=\"runs\""), "{line}");
+    expect_stop(&mut events, "ns", "dead").await;
+    // Its turn comes when it hangs no more.
+    assert!(hung.path().exists());
+    drop(starter);
+    gone(hung.path()).await;
+    let vm = setup.client().await.client;
+    vm.stop_vm(ctx("ns"), &stop("runs")).await.expect("StopVM");
+    setup.expect_nothing(&setup.sockets("ns", "runs"));
 }

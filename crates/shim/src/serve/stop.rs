@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use fc_client::VmmEnd;
 use fc_proto::containerd::events::task::TaskExit;
-use fc_proto::control::{TOPIC_VM_STOP, VMStop};
 use fc_proto::protobuf::MessageField;
 use fc_proto::task::api::Status;
 use fc_vm::machine::chain;
@@ -111,11 +110,8 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
         awaited |= process.is_awaited();
         publish_end(shim, &process, pid);
     }
-    let event = VMStop {
-        VMID: shim.dir.vm_id().to_owned(),
-        ..VMStop::default()
-    };
-    shim.events.publish(TOPIC_VM_STOP, "VMStop", &event);
+    shim.events
+        .vm_stopped(shim.dir.namespace(), shim.dir.vm_id());
     for error in running.machine.close().await {
         tracing::error!("{}", chain(&error));
     }
