@@ -4,28 +4,31 @@
 //! `<stub>.attached`, have the VMM open that, have the guest mount the drive. Detaching,
 //! and undoing an attach that failed, goes the same way back from wherever it got
 //! to and stops at the first step that fails: a file that the guest may still
-//! write to must stay behind its drive. The slot is then quarantined, and keeps what its user gave it to hold.
+//! write to must stay behind its drive. The slot is then quarantined, and keeps its file, open and locked.
 //!
 //! Each operation runs as a task of its own: one that has begun comes to its
 //! end whether or not the caller still waits for it.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use fc_host_file::{Access, HostFile};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::backend::{DrivePatcher, Exposer, GuestMounter};
+use crate::backend::{BackendError, DrivePatcher, Exposer, GuestMounter, HotPlug};
 use crate::error::{DetachErrors, DriveError, chain};
 use crate::options::with_access;
-use crate::slots::{Detachable, Held, Kind, Role, SlotId, SlotInfo, SlotUse, Slots, Unavailable};
+use crate::slots::{
+    Detachable, Kind, Role, Slot, SlotId, SlotInfo, SlotUse, Slots, Taken, Unavailable,
+};
 use crate::work::Work;
 
 /// What to attach, and where the guest shall have it.
 #[derive(Debug, Clone)]
 pub struct Attach {
-    /// Absolute path of the file or block device on the host.
-    pub host_path: PathBuf,
+    /// The file or block device on the host. The slot keeps it, and so its lock, until it is out of the VMM's sight:
+    /// while the slot is quarantined too, but not when the VM has ended.
+    pub file: HostFile,
     /// Where the guest mounts it.
     pub destination: String,
     /// Type of the filesystem in it.
@@ -34,9 +37,6 @@ pub struct Attach {
     pub options: Vec<String>,
     /// Who it is for (a container's id): shown to people, and the key of [`Drives::detach_owner`].
     pub owner: String,
-    /// What must live as long as the VMM may use the file. Let go of when the file is out of its sight, so not
-    /// while the slot is quarantined, or when the VM has ended; at once if no slot is to be had.
-    pub held: Option<Held>,
 }
 
 /// A drive that the guest has mounted. Dropping this does nothing: use [`Drives::detach`].
@@ -63,6 +63,7 @@ pub(crate) struct Inner {
     pub(crate) exposer: Arc<dyn Exposer>,
     pub(crate) patcher: Arc<dyn DrivePatcher>,
     pub(crate) mounter: Arc<dyn GuestMounter>,
+    hot_plug: Arc<dyn HotPlug>,
 }
 
 impl Drives {
@@ -71,6 +72,7 @@ impl Drives {
         exposer: Arc<dyn Exposer>,
         patcher: Arc<dyn DrivePatcher>,
         mounter: Arc<dyn GuestMounter>,
+        hot_plug: Arc<dyn HotPlug>,
     ) -> Drives {
         Drives {
             inner: Arc::new(Inner {
@@ -79,11 +81,13 @@ impl Drives {
                 exposer,
                 patcher,
                 mounter,
+                hot_plug,
             }),
         }
     }
 
-    /// Attaches a file to a free slot and has the guest mount it.
+    /// Attaches a file to a free slot and has the guest mount it. Without a free one the VM gets another, if
+    /// it can ([`HotPlug`]).
     ///
     /// If the returned future is dropped, the drive is attached and then detached again.
     ///
@@ -92,16 +96,14 @@ impl Drives {
     /// are undone.
     pub async fn attach(&self, kind: Kind, request: Attach) -> Result<AttachedDrive, DriveError> {
         let role = Role::Any(kind);
-        let exhausted = || {
-            let (limit, quarantined) = self.inner.slots().count(role);
-            DriveError::Exhausted {
-                kind,
-                limit,
-                quarantined,
+        let request = checked(request, !kind.is_read_only())?;
+        loop {
+            match self.reserve(role, &request)? {
+                Some(taken) => return self.attach_taken(taken, request).await,
+                // Somebody else may be faster to reserve it; then there will be yet another one.
+                None => self.add_slot(kind).await?,
             }
-        };
-        self.attach_role(role, !kind.is_read_only(), request, exhausted)
-            .await
+        }
     }
 
     /// Like [`Drives::attach`], for the VM's drive mount number `index`, whose slot is its own.
@@ -115,39 +117,59 @@ impl Drives {
     ) -> Result<AttachedDrive, DriveError> {
         let read_only = self.inner.slots().drive_mount(index);
         let read_only = read_only.ok_or(DriveError::NoSuchDriveMount(index))?;
-        let in_use = || DriveError::DriveMountInUse(index);
-        self.attach_role(Role::DriveMount(index), !read_only, request, in_use)
-            .await
+        let request = checked(request, !read_only)?;
+        let taken = self.reserve(Role::DriveMount(index), &request)?;
+        let taken = taken.ok_or(DriveError::DriveMountInUse(index))?;
+        self.attach_taken(taken, request).await
     }
 
-    async fn attach_role(
-        &self,
-        role: Role,
-        writable: bool,
-        mut request: Attach,
-        exhausted: impl FnOnce() -> DriveError,
-    ) -> Result<AttachedDrive, DriveError> {
-        if !request.host_path.is_absolute() {
-            return Err(DriveError::RelativePath(request.host_path));
-        }
-        let options = with_access(request.options.clone(), writable)?;
+    /// A slot for the request; `None` if none of that role is free.
+    fn reserve(&self, role: Role, request: &Attach) -> Result<Option<Taken>, DriveError> {
         let user = SlotUse {
             owner: request.owner.clone(),
-            host_path: request.host_path.clone(),
+            host_path: request.file.path().to_owned(),
             destination: request.destination.clone(),
         };
-        let taken = self.inner.slots().reserve(role, user, request.held.take());
-        let taken = taken.map_err(|reason| match reason {
-            Unavailable::Exhausted => exhausted(),
-            Unavailable::Doubled(drive_id) => DriveError::InUse {
+        match self.inner.slots().reserve(role, user, &request.file) {
+            Ok(taken) => Ok(Some(taken)),
+            Err(Unavailable::Exhausted) => Ok(None),
+            Err(Unavailable::Doubled(drive_id)) => Err(DriveError::InUse {
                 drive_id,
                 owner: request.owner.clone(),
                 destination: request.destination.clone(),
-            },
-        })?;
+            }),
+        }
+    }
+
+    /// Has the VMM add a drive to the running VM, and makes a free slot of it.
+    async fn add_slot(&self, kind: Kind) -> Result<(), DriveError> {
+        let inner = Arc::clone(&self.inner);
+        let work = tokio::spawn(async move {
+            let added = inner.hot_plug.add(kind).await?;
+            let (role, read_only) = (Role::Any(kind), kind.is_read_only());
+            let slot = Slot::new(&added.drive_id, &added.file_name, read_only, role);
+            inner.slots().add(slot);
+            Ok::<(), BackendError>(())
+        });
+        let added = work.await.map_err(DriveError::Stopped)?;
+        added.map_err(|source| {
+            let (limit, quarantined) = self.inner.slots().count(Role::Any(kind));
+            DriveError::Exhausted {
+                kind,
+                limit,
+                quarantined,
+                source,
+            }
+        })
+    }
+
+    async fn attach_taken(
+        &self,
+        taken: Taken,
+        request: Attach,
+    ) -> Result<AttachedDrive, DriveError> {
         let drives = self.clone();
         let work = tokio::spawn(async move {
-            let request = Attach { options, ..request };
             let work = Work::on(Arc::clone(&drives.inner), taken);
             let attached = work.attach(request).await?;
             Ok(Claim {
@@ -209,16 +231,25 @@ impl Drives {
         }
     }
 
-    /// Lets go of what is held for the slots: nobody uses their files any more, because the VM has ended.
+    /// Lets go of the files behind the slots: nobody uses them any more, because the VM has ended.
     pub fn vm_ended(&self) {
-        let held = self.inner.slots().take_held();
-        drop(held);
+        let files = self.inner.slots().take_files();
+        drop(files);
     }
 
     /// Every slot and what it is doing, in the order of the VM's drives.
     pub fn slots(&self) -> Vec<SlotInfo> {
         self.inner.slots().info()
     }
+}
+
+/// The request with the mount options that a drive needs that can, or cannot, be written to.
+fn checked(request: Attach, writable: bool) -> Result<Attach, DriveError> {
+    if writable && request.file.access() == Access::Read {
+        return Err(DriveError::NotWritable(request.file.path().to_owned()));
+    }
+    let options = with_access(request.options, writable)?;
+    Ok(Attach { options, ..request })
 }
 
 /// An attached drive on its way to a caller who may have gone.

@@ -50,6 +50,8 @@ pub enum DriveError {
         limit: usize,
         /// How many of them are unusable because detaching them failed.
         quarantined: usize,
+        /// Why the running VM cannot get another one.
+        source: BackendError,
     },
     /// The VM has no such drive mount.
     #[error("The VM was created without a drive mount number {0}")]
@@ -69,9 +71,9 @@ pub enum DriveError {
         /// For where.
         destination: String,
     },
-    /// The path of a file to attach depends on a working directory.
-    #[error("The drive's path {0:?} is not absolute")]
-    RelativePath(std::path::PathBuf),
+    /// A file that was opened, and locked, for reading only, for a drive that can be written to.
+    #[error("{} is open for reading only, and the drive can be written to", .0.display())]
+    NotWritable(std::path::PathBuf),
     /// `ro` or `rw` where the drive is the other.
     #[error("The drive cannot be mounted as asked")]
     Options(#[from] OptionError),

@@ -6,11 +6,14 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use fc_host_file::HostFile;
 
 use crate::backend::{BackendError, Exposer};
 
-/// Symbolic links in the VMM's working directory. Nothing is hidden from the VMM, and who may write
-/// is between the file's mode and the VMM's user.
+/// Symbolic links in the VMM's working directory, which lead to this process's descriptors
+/// ([`HostFile::link`]): the VMM opens the file that was checked and locked, whatever is at its path meanwhile.
+/// That asks for a VMM of this process's user, which it is without a jail, and works for one that opens a drive
+/// again later. Nothing is hidden from the VMM, and who may write is between the file's mode and the VMM's user.
 #[derive(Debug)]
 pub struct Links {
     dir: PathBuf,
@@ -28,14 +31,14 @@ impl Exposer for Links {
     async fn expose(
         &self,
         name: &str,
-        host_path: &Path,
+        file: &HostFile,
         _read_only: bool,
     ) -> Result<String, BackendError> {
         let link = self.dir.join(name);
-        match symlink(host_path, &link) {
+        match symlink(file.link(), &link) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 remove(&link)?;
-                symlink(host_path, &link)?;
+                symlink(file.link(), &link)?;
             }
             other => other?,
         }
@@ -56,6 +59,8 @@ fn remove(link: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use fc_host_file::Access;
+
     use super::*;
 
     #[tokio::test]
@@ -63,13 +68,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let links = Links::new(dir.path());
         let link = dir.path().join("ctrstub0.attached");
-        for target in ["/a", "/a", "/b"] {
+        for name in ["a", "a", "b"] {
+            let path = dir.path().join(name);
+            fs::write(&path, name).unwrap();
+            let file = HostFile::open(&path, Access::Read).unwrap();
+            // Another one in its place: not the one that was opened.
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, "swapped").unwrap();
             let seen = links
-                .expose("ctrstub0.attached", Path::new(target), false)
+                .expose("ctrstub0.attached", &file, false)
                 .await
                 .unwrap();
             assert_eq!(seen, "ctrstub0.attached");
-            assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
+            assert_eq!(fs::read(&link).unwrap(), name.as_bytes());
         }
         for _ in 0..2 {
             links.withdraw("ctrstub0.attached").await.unwrap();
@@ -82,7 +93,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("x")).unwrap();
         let links = Links::new(dir.path());
-        assert!(links.expose("x", Path::new("/a"), true).await.is_err());
+        let file = HostFile::create(&dir.path().join("a")).unwrap();
+        assert!(links.expose("x", &file, true).await.is_err());
         assert!(links.withdraw("x").await.is_err());
     }
 }

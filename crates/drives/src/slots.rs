@@ -1,9 +1,9 @@
 //! Which slot is free and who has the others. Plain data: no IO, no waiting.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
+
+use fc_host_file::HostFile;
 
 /// What a container's drive is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,14 +45,11 @@ pub struct SlotId {
 pub struct SlotUse {
     /// Who asked for it: a container's id, for instance.
     pub owner: String,
-    /// The file or block device behind it.
+    /// Where the file or block device behind it was found.
     pub host_path: PathBuf,
     /// Where the guest has it mounted.
     pub destination: String,
 }
-
-/// Whatever must live as long as the VMM may use a file: a lock on it, or a value that removes it when dropped.
-pub type Held = Arc<dyn Any + Send + Sync>;
 
 /// How far a slot in use is from its stub; undone from the last to the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,8 +83,8 @@ pub(crate) struct Slot {
     role: Role,
     generation: u64,
     state: State,
-    /// Goes with the file behind the slot, whatever the state; `None` when free.
-    held: Option<Held>,
+    /// The file behind it, open and locked, whatever the state; `None` when free, and when the VM has ended.
+    file: Option<HostFile>,
 }
 
 impl Slot {
@@ -99,7 +96,7 @@ impl Slot {
             role,
             generation: 0,
             state: State::Free,
-            held: None,
+            file: None,
         }
     }
 
@@ -157,12 +154,12 @@ impl Slots {
         self.slots.push(slot);
     }
 
-    /// Takes the slot of that role that has been free longest, and with it `held`.
+    /// Takes the slot of that role that has been free longest, for `file`.
     pub(crate) fn reserve(
         &mut self,
         role: Role,
         user: SlotUse,
-        held: Option<Held>,
+        file: &HostFile,
     ) -> Result<Taken, Unavailable> {
         let same =
             |used: &SlotUse| used.owner == user.owner && used.destination == user.destination;
@@ -181,7 +178,7 @@ impl Slots {
         let slot = &mut self.slots[index];
         slot.generation = self.uses;
         slot.state = State::Busy(user);
-        slot.held = held;
+        slot.file = Some(file.clone());
         Ok(self.taken(index, Progress::Reserved))
     }
 
@@ -197,20 +194,20 @@ impl Slots {
         self.replace_busy(id, State::Attached);
     }
 
-    /// The busy slot is back at its stub, and the last in line. Answers what was held for it, to be
+    /// The busy slot is back at its stub, and the last in line. Answers its file, to be
     /// dropped without the lock on the slots.
-    pub(crate) fn freed(&mut self, id: SlotId) -> Option<Held> {
+    pub(crate) fn freed(&mut self, id: SlotId) -> Option<HostFile> {
         if !self.replace_busy(id, |_| State::Free) {
             return None;
         }
         self.free.push_back(id.index);
-        self.slots[id.index].held.take()
+        self.slots[id.index].file.take()
     }
 
-    /// What is held for any slot, from now on the caller's.
-    pub(crate) fn take_held(&mut self) -> Vec<Held> {
+    /// The files behind all slots, from now on the caller's.
+    pub(crate) fn take_files(&mut self) -> Vec<HostFile> {
         let slots = self.slots.iter_mut();
-        slots.filter_map(|slot| slot.held.take()).collect()
+        slots.filter_map(|slot| slot.file.take()).collect()
     }
 
     /// The busy slot could not be brought back to its stub.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fc_stub_drive::Kind as StubKind;
 
-use crate::backend::{DrivePatcher, Exposer, GuestMounter};
+use crate::backend::{DrivePatcher, Exposer, GuestMounter, HotPlug};
 use crate::drives::Drives;
 use crate::slots::{Kind, Role, Slot, Slots};
 
@@ -131,14 +131,15 @@ impl StubDrives {
         &self.boot
     }
 
-    /// Goes over to the running VM.
+    /// Goes over to the running VM. `hot_plug` is asked for a drive when no slot of a kind is free.
     pub fn connect(
         self,
         exposer: Arc<dyn Exposer>,
         patcher: Arc<dyn DrivePatcher>,
         mounter: Arc<dyn GuestMounter>,
+        hot_plug: Arc<dyn HotPlug>,
     ) -> Drives {
-        Drives::new(self.slots, exposer, patcher, mounter)
+        Drives::new(self.slots, exposer, patcher, mounter, hot_plug)
     }
 }
 

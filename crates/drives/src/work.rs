@@ -73,7 +73,7 @@ impl Work {
             .exposer
             .expose(
                 &exposed_name(&self.taken.stub),
-                &request.host_path,
+                &request.file,
                 self.taken.read_only,
             )
             .await
@@ -111,8 +111,8 @@ impl Work {
                 let us = micros(begin);
                 tracing::debug!(drive = self.taken.stub, us, "drive released");
                 self.settled = true;
-                let held = self.inner.slots().freed(self.taken.id);
-                drop(held);
+                let file = self.inner.slots().freed(self.taken.id);
+                drop(file);
                 self.inner.changed.notify_waiters();
             }
             Err(error) => self.quarantine(chain(error)),

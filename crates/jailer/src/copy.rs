@@ -1,9 +1,8 @@
 //! Private copies of files: shared blocks where the file system can, else with the holes of the original.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
@@ -11,25 +10,19 @@ use rustix::io::Errno;
 /// What is read at a time where the kernel cannot copy by itself.
 const BUFFER: usize = 256 << 10;
 
-/// Copies the regular file `from` to `to`, which must not exist and gets `mode`. What is a hole stays one.
+/// Copies the regular file `from` to the empty file `to`. What is a hole stays one.
 ///
 /// # Errors
-/// The system's; `to` may be there in part then.
-pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> io::Result<()> {
-    let from = File::open(from)?;
-    let to = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(to)?;
-    if ioctl_ficlone(&to, &from).is_ok() {
+/// The system's; `to` may have a part of it then.
+pub(crate) fn copy(from: &File, to: &File) -> io::Result<()> {
+    if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
     let length = from.metadata()?.len();
     to.set_len(length)?;
     let mut position = 0;
-    while let Some(data) = data_from(&from, position, length)? {
-        copy_range(&from, &to, data.clone())?;
+    while let Some(data) = data_from(from, position, length)? {
+        copy_range(from, to, data.clone())?;
         position = data.end;
     }
     Ok(())
@@ -85,7 +78,8 @@ fn copy_through_memory(from: &File, to: &File, range: std::ops::Range<u64>) -> i
 mod tests {
     use super::*;
     use std::io::{Seek, Write};
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
 
     #[test]
     fn holes_and_content_stay() {
@@ -117,14 +111,11 @@ mod tests {
         let bytes: Vec<u8> = (0..600_001_u32).map(|n| n.to_le_bytes()[1]).collect();
         file.write_all(&bytes).unwrap();
         file.set_len(64 << 20).unwrap();
-        copy(&from, &to, 0o400).unwrap();
+        copy(&File::open(&from).unwrap(), &File::create(&to).unwrap()).unwrap();
         let copied = to.metadata().unwrap();
         assert_eq!(copied.len(), 64 << 20);
-        assert_eq!(copied.permissions().mode() & 0o7777, 0o400);
         assert!(copied.blocks() * 512 < 1 << 20, "{}", copied.blocks());
         assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
-        let again = copy(&from, &to, 0o400).unwrap_err();
-        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]
@@ -132,7 +123,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         File::create(&from).unwrap();
-        copy(&from, &to, 0o600).unwrap();
+        copy(&File::open(&from).unwrap(), &File::create(&to).unwrap()).unwrap();
         assert_eq!(to.metadata().unwrap().len(), 0);
     }
 }

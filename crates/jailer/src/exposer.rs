@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use fc_drives::{BackendError, Exposer};
+use fc_host_file::HostFile;
 
 use crate::error::JailError;
 use crate::file_mount::{Access, FileMounter, detach};
@@ -14,13 +15,14 @@ use crate::layout;
 use crate::loan::Lender;
 use crate::spec;
 
-/// Mounts and nodes in the VM's directory of drives, which the container follows.
+/// Mounts and nodes in the VM's directory of drives, which the container follows. They are made from the
+/// descriptors of files that were checked and locked, never from their paths.
 pub(crate) struct JailExposer {
     drives: PathBuf,
     mounter: Arc<FileMounter>,
     lender: Arc<Lender>,
     /// The files behind names, to give them back to their owners.
-    exposed: Mutex<HashMap<String, PathBuf>>,
+    exposed: Mutex<HashMap<String, HostFile>>,
 }
 
 impl JailExposer {
@@ -41,12 +43,18 @@ impl JailExposer {
     fn take_away(&self, name: &str) -> Result<(), BackendError> {
         detach(&self.target(name)?)?;
         let mut exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(path) = exposed.get(name) else {
+        let Some(file) = exposed.get(name) else {
             return Ok(());
         };
-        self.lender.take_back(path)?;
+        self.lender.take_back(file.file())?;
         exposed.remove(name);
         Ok(())
+    }
+
+    /// Lets go of the files, which nobody uses any more, because the jail has been undone.
+    pub(crate) fn closed(&self) {
+        let mut exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
+        exposed.clear();
     }
 }
 
@@ -55,24 +63,25 @@ impl Exposer for JailExposer {
     async fn expose(
         &self,
         name: &str,
-        host_path: &Path,
+        file: &HostFile,
         read_only: bool,
     ) -> Result<String, BackendError> {
         let target = self.target(name)?;
         let visible = format!("{}/{name}", spec::DRIVES.trim_start_matches('/'));
-        if is_shown(host_path, &target) {
+        if is_shown(file, &target) {
             return Ok(visible);
         }
         self.take_away(name)?;
         let mut exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
-        exposed.insert(name.to_owned(), host_path.to_owned());
+        exposed.insert(name.to_owned(), file.clone());
         drop(exposed);
         let access = if read_only {
             Access::Read
         } else {
             Access::Write
         };
-        self.mounter.attach(host_path, &target, access)?;
+        self.mounter
+            .attach_open(file.file(), file.path(), &target, access)?;
         Ok(visible)
     }
 
@@ -82,8 +91,8 @@ impl Exposer for JailExposer {
 }
 
 /// Whether `target` is the file or device already.
-fn is_shown(host_path: &Path, target: &Path) -> bool {
-    let (Ok(file), Ok(shown)) = (host_path.metadata(), target.symlink_metadata()) else {
+fn is_shown(file: &HostFile, target: &Path) -> bool {
+    let (Ok(file), Ok(shown)) = (file.file().metadata(), target.symlink_metadata()) else {
         return false;
     };
     if file.file_type().is_block_device() {

@@ -142,13 +142,26 @@ impl FileMounter {
         };
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let file = open(path, flags, Mode::empty()).map_err(|e| open_error(e.into()))?;
-        let file = File::from(file);
-        let metadata = file.metadata().map_err(open_error)?;
+        self.attach_open(&file.into(), path, target, access)
+    }
+
+    /// Shows `file`, which was opened at `path`, as `target`, which must not exist. The path is only for errors.
+    pub(crate) fn attach_open(
+        &self,
+        file: &File,
+        path: &Path,
+        target: &Path,
+        access: Access,
+    ) -> Result<(), ExposeError> {
+        let metadata = file.metadata().map_err(|source| ExposeError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
         let kind = metadata.file_type();
         if kind.is_block_device() {
             self.make_node(&metadata, target, access)
         } else if kind.is_file() || kind.is_fifo() {
-            self.bind(path, &file, &metadata, target, access)
+            self.bind(path, file, &metadata, target, access)
         } else {
             Err(ExposeError::UnsupportedMode {
                 path: path.to_owned(),

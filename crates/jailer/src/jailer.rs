@@ -1,12 +1,13 @@
 //! What a VM needs of a jail, or of its absence.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use fc_client::{FifoTail, Tail, Vmm};
 use fc_drives::Exposer;
+use fc_host_file::HostFile;
 
 use crate::error::{JailError, StartError};
 use crate::undo::UndoError;
@@ -18,11 +19,6 @@ pub enum Role {
     Kernel,
     /// The guest's initrd.
     Initrd,
-    /// The guest's root device.
-    RootDrive {
-        /// Whether the VMM only reads it.
-        read_only: bool,
-    },
 }
 
 /// How to start the VMM; the defaults are those of [`fc_client::VmmCommand`].
@@ -71,6 +67,13 @@ pub trait Jailer: Send + Sync {
     /// When it cannot be shown.
     async fn show(&self, role: Role, host_path: &Path) -> Result<String, JailError>;
 
+    /// Shows the VMM its guest's root device, before it starts; for reading only if `read_only`. Answers the VMM's
+    /// path for it. The caller keeps `file` for as long as the VMM runs.
+    ///
+    /// # Errors
+    /// When it cannot be shown.
+    fn show_root(&self, file: &HostFile, read_only: bool) -> Result<String, JailError>;
+
     /// Shows a FIFO of the host, on whatever file system, to the VMM as `name`, before it starts. Answers the
     /// VMM's path for it.
     ///
@@ -84,12 +87,12 @@ pub trait Jailer: Send + Sync {
     /// When it is not there or of another kind.
     fn share(&self, name: &str) -> Result<(), JailError>;
 
-    /// What to expose, later and through [`Jailer::exposer`], for a drive mount of the file `host_path`: a private
-    /// copy or the file itself, as the VM was asked for.
+    /// What to show for a root drive or a drive mount of `file`: a private copy, which needs `file` no more and goes
+    /// with its last user, or the file itself, as the VM was asked for.
     ///
     /// # Errors
     /// When it cannot be copied.
-    async fn drive_file(&self, host_path: &Path, read_only: bool) -> Result<PathBuf, JailError>;
+    async fn drive_file(&self, file: HostFile, read_only: bool) -> Result<HostFile, JailError>;
 
     /// Shows files to the VMM while it runs.
     fn exposer(&self) -> Arc<dyn Exposer>;

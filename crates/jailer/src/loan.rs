@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,7 +43,7 @@ impl Lender {
         flock(&lock, FlockOperation::LockExclusive).map_err(|errno| error(errno.into()))?;
         let metadata = file.metadata().map_err(error)?;
         let owner = Owner {
-            path: path.canonicalize().map_err(error)?,
+            path: current_path(file).map_err(error)?,
             device: metadata.dev(),
             inode: metadata.ino(),
             uid: metadata.uid(),
@@ -60,14 +61,15 @@ impl Lender {
         give(file, self.user.uid(), self.user.gid()).map_err(error)
     }
 
-    /// Gives the file back that was lent by `path`, if one was.
-    pub(crate) fn take_back(&self, path: &Path) -> Result<(), TakeBackError> {
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    /// Gives `file` back if it was lent, wherever it was moved meanwhile.
+    pub(crate) fn take_back(&self, file: &File) -> Result<(), TakeBackError> {
+        let metadata = file.metadata().map_err(TakeBackError::Look)?;
+        let same = |owner: &Owner| (owner.device, owner.inode) == (metadata.dev(), metadata.ino());
         let record = self.journal.record();
-        for owner in record.owners.iter().filter(|owner| owner.path == path) {
-            give_back(owner)?;
+        for owner in record.owners.iter().filter(|owner| same(owner)) {
+            give_back_open(owner, file).map_err(|source| owner_error(owner, source))?;
         }
-        let forget = |record: &mut record::Record| record.owners.retain(|owner| owner.path != path);
+        let forget = |record: &mut record::Record| record.owners.retain(|owner| !same(owner));
         Ok(self.journal.change(forget)?)
     }
 }
@@ -78,6 +80,9 @@ pub(crate) enum TakeBackError {
     /// It has it still.
     #[error(transparent)]
     Owner(#[from] UndoError),
+    /// Nobody knows which file it is.
+    #[error("Cannot look at a file that is to be given back to its owner")]
+    Look(#[source] io::Error),
     /// It has not, but the record says so.
     #[error(transparent)]
     Record(#[from] record::RecordError),
@@ -111,19 +116,32 @@ pub(crate) fn give_back(owner: &Owner) -> Result<(), UndoError> {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             other => File::from(other?),
         };
-        let metadata = file.metadata()?;
-        let found = (metadata.dev(), metadata.ino(), metadata.uid());
-        if found == (owner.device, owner.inode, owner.lent_to) {
-            give(&file, owner.uid, owner.gid)?;
-        }
-        Ok(())
+        give_back_open(owner, &file)
     };
-    give_back().map_err(|source| UndoError::Owner {
+    give_back().map_err(|source| owner_error(owner, source))
+}
+
+fn give_back_open(owner: &Owner, file: &File) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    let found = (metadata.dev(), metadata.ino(), metadata.uid());
+    if found == (owner.device, owner.inode, owner.lent_to) {
+        give(file, owner.uid, owner.gid)?;
+    }
+    Ok(())
+}
+
+fn owner_error(owner: &Owner, source: io::Error) -> UndoError {
+    UndoError::Owner {
         path: owner.path.clone(),
         uid: owner.uid,
         gid: owner.gid,
         source,
-    })
+    }
+}
+
+/// Where an open file is now, without links.
+fn current_path(file: &File) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn give(file: &File, uid: u32, gid: u32) -> io::Result<()> {

@@ -14,6 +14,14 @@ pub enum ExposePolicy {
     Bind,
 }
 
+impl ExposePolicy {
+    /// Whether the VMM gets a copy of a drive's file.
+    #[must_use]
+    pub fn copies(self, block_device: bool) -> bool {
+        self == Self::Copy && !block_device
+    }
+}
+
 /// A jail that somebody asks for (the API's `JailerConfig`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JailRequest {

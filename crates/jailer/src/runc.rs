@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fc_client::{StartedVmm, Vmm};
 use fc_drives::Exposer;
+use fc_host_file::HostFile;
 use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 
 use crate::cgroup::{self, CgroupError, Hierarchies};
@@ -23,7 +24,7 @@ use crate::loan::Lender;
 use crate::needs::Needs;
 use crate::oci_runtime::OciRuntime;
 use crate::record::{Cgroup, Journal, Record};
-use crate::request::{ExposePolicy, JailRequest, Setup};
+use crate::request::{JailRequest, Setup};
 use crate::spec::{Overrides, Template};
 use crate::undo::{UndoError, undo_except};
 use crate::{cache_topology, netns};
@@ -32,6 +33,8 @@ use crate::{cache_topology, netns};
 const PROGRAM: &str = "firecracker";
 /// File name of the API socket (the original's).
 const API_SOCKET: &str = "api.socket";
+/// The root drive, in its root (the original's name).
+const ROOT_DRIVE: &str = "root-drive";
 /// How long the OCI runtime may take to start a container.
 const RUN_BOUND: Duration = Duration::from_secs(30);
 
@@ -123,25 +126,25 @@ impl Runc {
         Ok(())
     }
 
-    /// A copy of a regular file that is the jail user's.
-    async fn copy(&self, from: &Path, read_only: bool) -> Result<PathBuf, JailError> {
+    /// A copy of a regular file that is the jail user's. It is shown by its descriptor, like every file.
+    async fn copy(&self, from: HostFile, read_only: bool) -> Result<HostFile, JailError> {
         let number = self.copies.fetch_add(1, Ordering::Relaxed);
         let to = self.dir.join(layout::COPIES).join(number.to_string());
         let user = self.request.user;
         let mode = if read_only { 0o400 } else { 0o600 };
-        let (source, target) = (from.to_owned(), to.clone());
+        let path = from.path().to_owned();
         let copied = tokio::task::spawn_blocking(move || {
-            copy(&source, &target, mode)?;
-            std::os::unix::fs::lchown(&target, Some(user.uid()), Some(user.gid()))
+            let to = HostFile::create(&to).map_err(std::io::Error::other)?;
+            copy(from.file(), to.file())?;
+            let file = to.file();
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+            std::os::unix::fs::fchown(file, Some(user.uid()), Some(user.gid()))?;
+            Ok(to)
         });
         copied
             .await
             .unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))
-            .map_err(|source| JailError::Copy {
-                path: from.to_owned(),
-                source,
-            })?;
-        Ok(to)
+            .map_err(|source| JailError::Copy { path, source })
     }
 
     fn write_configuration(&self) -> Result<(), JailError> {
@@ -221,18 +224,25 @@ impl Jailer for Runc {
     }
 
     async fn show(&self, role: Role, host_path: &Path) -> Result<String, JailError> {
-        let (name, access) = match role {
-            Role::Kernel => ("kernel-image", Access::Read),
-            Role::Initrd => ("initrd-image", Access::Read),
-            Role::RootDrive { read_only: true } => ("root-drive", Access::Read),
-            Role::RootDrive { read_only: false } => ("root-drive", Access::Write),
+        let name = match role {
+            Role::Kernel => "kernel-image",
+            Role::Initrd => "initrd-image",
         };
-        let file = match role {
-            Role::RootDrive { read_only } => self.drive_file(host_path, read_only).await?,
-            Role::Kernel | Role::Initrd => host_path.to_owned(),
-        };
-        self.mounter.attach(&file, &self.root.join(name), access)?;
+        let target = self.root.join(name);
+        self.mounter.attach(host_path, &target, Access::Read)?;
         Ok(name.to_owned())
+    }
+
+    fn show_root(&self, file: &HostFile, read_only: bool) -> Result<String, JailError> {
+        let target = self.root.join(ROOT_DRIVE);
+        let access = if read_only {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        self.mounter
+            .attach_open(file.file(), file.path(), &target, access)?;
+        Ok(ROOT_DRIVE.to_owned())
     }
 
     async fn show_fifo(&self, name: &str, host_path: &Path) -> Result<String, JailError> {
@@ -258,15 +268,11 @@ impl Jailer for Runc {
         }
     }
 
-    async fn drive_file(&self, host_path: &Path, read_only: bool) -> Result<PathBuf, JailError> {
-        let copied = self.request.policy == ExposePolicy::Copy
-            && host_path
-                .metadata()
-                .is_ok_and(|metadata| metadata.is_file());
-        if copied {
-            self.copy(host_path, read_only).await
+    async fn drive_file(&self, file: HostFile, read_only: bool) -> Result<HostFile, JailError> {
+        if self.request.policy.copies(file.is_block_device()) {
+            self.copy(file, read_only).await
         } else {
-            Ok(host_path.to_owned())
+            Ok(file)
         }
     }
 
@@ -302,12 +308,14 @@ impl Jailer for Runc {
         let dir = self.dir.clone();
         let vmm = self.vmm_pid.get().copied();
         let undone = tokio::task::spawn_blocking(move || undo_except(&dir, vmm));
-        undone.await.unwrap_or_else(|stopped| {
+        let undone = undone.await.unwrap_or_else(|stopped| {
             vec![UndoError::Remove {
                 path: self.dir.clone(),
                 source: std::io::Error::other(stopped),
             }]
-        })
+        });
+        self.exposer.closed();
+        undone
     }
 }
 /// The first of `names` that no other VM has, which is the VM's from then on.

@@ -1,11 +1,13 @@
 //! No jail: the VMM sees the host's files, as root.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use fc_client::{Vmm, VmmCommand};
 use fc_drives::{Exposer, Links};
+use fc_host_file::HostFile;
 
 use crate::error::{JailError, StartError};
 use crate::jailer::{Jailer, Role, Start};
@@ -13,6 +15,8 @@ use crate::undo::UndoError;
 
 /// File name of the API socket (the original's).
 const API_SOCKET: &str = "firecracker.sock";
+/// File name of the link to the root drive.
+const ROOT_DRIVE: &str = "root-drive";
 
 /// A VMM that runs in the VM's directory, killed by the kernel when this process ends.
 #[derive(Debug)]
@@ -52,6 +56,12 @@ impl Jailer for Unjailed {
         Ok(host_path.display().to_string())
     }
 
+    fn show_root(&self, file: &HostFile, _read_only: bool) -> Result<String, JailError> {
+        let link = self.dir.join(ROOT_DRIVE);
+        symlink(file.link(), &link).map_err(|source| JailError::File { path: link, source })?;
+        Ok(ROOT_DRIVE.to_owned())
+    }
+
     async fn show_fifo(&self, name: &str, host_path: &Path) -> Result<String, JailError> {
         // One of the VM's own has a name that is the same for every VM.
         if host_path == self.dir.join(name) {
@@ -65,8 +75,8 @@ impl Jailer for Unjailed {
         Ok(())
     }
 
-    async fn drive_file(&self, host_path: &Path, _read_only: bool) -> Result<PathBuf, JailError> {
-        Ok(host_path.to_owned())
+    async fn drive_file(&self, file: HostFile, _read_only: bool) -> Result<HostFile, JailError> {
+        Ok(file)
     }
 
     fn exposer(&self) -> Arc<dyn Exposer> {

@@ -22,6 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use fc_host_file::HostFileError;
 use rustix::fs::{FlockOperation, Timestamps, flock, futimens};
 
 use crate::erofs;
@@ -88,7 +89,7 @@ impl Cache {
             digest::record(path);
             Ok::<(), E>(())
         })?;
-        Ok(Image::shared(self.dir.join(name), file))
+        Ok(Image::shared(&self.dir.join(name), file)?)
     }
 
     /// The entry called `name`, opened for reading and locked shared.
@@ -250,6 +251,9 @@ pub enum CacheError {
     /// A file could not be used; says what was tried with it.
     #[error("Cannot {0} {1:?}; check the image cache's directory and its space")]
     Io(&'static str, PathBuf, #[source] io::Error),
+    /// A file cannot be had for a VM.
+    #[error(transparent)]
+    File(#[from] HostFileError),
     /// What was made is not what it should be.
     #[error(
         "The image made for {0:?} is not a whole EROFS image; mkfs.erofs wrote something unexpected"

@@ -7,9 +7,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use fc_host_file::{HostFile, HostFileError};
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
@@ -27,16 +28,21 @@ const FEATURES: &str = "^has_journal,^resize_inode";
 const FORMAT: u32 = 1;
 
 /// An ext4 filesystem with the directories [`DISK_UPPER`] and [`DISK_WORK`]
-/// in a file of the container's own, which is removed with this value.
+/// in a file of the container's own, mode 0600, which is removed with the last who keeps it.
 #[derive(Debug)]
 pub struct Disk {
-    path: PathBuf,
+    file: HostFile,
 }
 
 impl Disk {
-    /// The file on the host, mode 0600.
+    /// Where it is on the host.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
+    }
+
+    /// The file to attach, locked for writing.
+    pub fn file(&self) -> &HostFile {
+        &self.file
     }
 
     /// Makes a disk of `size` bytes at `path`, whose upper directory is empty and looks like `root`.
@@ -61,9 +67,9 @@ impl Disk {
             |file| Ok(file.metadata()?.len() == size),
             |file| format_template(program, file, &name, size, root),
         )?;
-        let (disk, file) = Disk::at(path)?;
-        clone(&template, &file, size).map_err(|error| DiskError::Copy(path.into(), error))?;
-        Ok(disk)
+        let file = HostFile::create(path)?;
+        clone(&template, file.file(), size).map_err(|error| DiskError::Copy(path.into(), error))?;
+        Ok(Disk { file })
     }
 
     /// Makes a disk of `size` bytes at `path`, whose upper directory is a copy of the directory `upper`.
@@ -76,8 +82,8 @@ impl Disk {
         let size = whole_mib(size)?;
         let program = mkfs::find(program, "e2fsprogs")?;
         let failed = |error| DiskError::Copy(path.into(), error);
-        let (disk, file) = Disk::at(path)?;
-        file.set_len(size).map_err(failed)?;
+        let file = HostFile::create(path)?;
+        file.file().set_len(size).map_err(failed)?;
         let content = tempfile::Builder::new()
             .prefix("disk.")
             .tempdir_in(path.parent().unwrap_or(Path::new("/")))
@@ -88,17 +94,7 @@ impl Disk {
         let mut command = mkfs::ext4(&program, FEATURES, path, content.path());
         mkfs::bind_for(&mut command, upper, &place).map_err(failed)?;
         mkfs::run(&mut command)?;
-        Ok(disk)
-    }
-
-    fn at(path: &Path) -> Result<(Disk, File), DiskError> {
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| DiskError::Copy(path.into(), error))?;
-        Ok((Disk { path: path.into() }, file))
+        Ok(Disk { file })
     }
 }
 
@@ -106,17 +102,6 @@ fn whole_mib(size: u64) -> Result<u64, DiskError> {
     size.max(MIN_SIZE)
         .checked_next_multiple_of(MIB)
         .ok_or(DiskError::TooLarge(size))
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(disk = %self.path.display(), %error, "a container's disk stays");
-            }
-            _ => {}
-        }
-    }
 }
 
 fn format_template(
@@ -222,6 +207,9 @@ pub enum DiskError {
     /// It could not be formatted.
     #[error(transparent)]
     Format(#[from] MkfsError),
+    /// Its file cannot be made.
+    #[error(transparent)]
+    File(#[from] HostFileError),
     /// A file cannot be written.
     #[error("The disk {0:?} cannot be written")]
     Copy(PathBuf, #[source] io::Error),

@@ -10,7 +10,7 @@
 //! - [`mkfs`]: the programs that make filesystems in files, for other crates too.
 //!
 //! Nothing here knows of VMs, drives or guests. Everything a caller gets
-//! ([`Image`], [`Disk`]) owns its file: dropping it gives the file up.
+//! ([`Image`], [`Disk`], [`HostFile`]) keeps its file: dropping it gives the file up.
 
 mod cache;
 mod disk;
@@ -28,6 +28,8 @@ mod view;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use fc_host_file::{Access, HostFile, HostFileError};
 
 use crate::cache::Cache;
 pub use crate::cache::{CacheEntry, CacheError, EntryKind, ImageCache, Integrity};
@@ -100,7 +102,12 @@ pub struct ContainerFiles {
 #[derive(Debug)]
 pub enum Prepared {
     /// One block device or image file, to be attached as it is.
-    Device(Device),
+    Device {
+        /// What was asked for.
+        device: Device,
+        /// The file to attach, open and locked as the device is to be used.
+        file: HostFile,
+    },
     /// A read-only image of all layers, and what the container writes.
     Layers {
         /// Every layer, merged. Attach it read-only.
@@ -157,7 +164,15 @@ fn prepare(
     files: &ContainerFiles,
 ) -> Result<Prepared, RootfsError> {
     let (parts, writable) = match mounts::plan(mounts)? {
-        Plan::Device(device) => return Ok(Prepared::Device(device)),
+        Plan::Device(device) => {
+            let access = if device.read_only {
+                Access::Read
+            } else {
+                Access::Write
+            };
+            let file = HostFile::open(&device.source, access)?;
+            return Ok(Prepared::Device { device, file });
+        }
         Plan::Layers { layers, writable } => (vec![Part::whole(layers)], writable),
         Plan::Several { parts, writable } => (parts, writable),
     };
@@ -200,6 +215,9 @@ pub enum RootfsError {
     /// The mounts are none that a VM can use.
     #[error("The container's rootfs cannot be given to a VM")]
     Mount(#[from] MountError),
+    /// The device or image file cannot be had.
+    #[error("The container's rootfs cannot be attached to a VM")]
+    File(#[from] HostFileError),
     /// A layer cannot be looked at.
     #[error("A layer of the container's rootfs cannot be used")]
     Layer(#[from] LayerError),

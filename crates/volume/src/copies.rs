@@ -3,12 +3,10 @@
 //! All read-only ones of a container share one EROFS image, all writable ones one ext4 image. In either,
 //! the n-th volume is the file or directory called `n`.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use fc_host_file::HostFile;
 use fc_rootfs::mkfs;
 use fc_rootfs::{DISK_FSTYPE, IMAGE_FSTYPE};
 
@@ -124,7 +122,7 @@ impl VolumeSource for Copies {
                 (2 * (budget.used() - used) + EXT4_OVERHEAD).max(request.files.writable_size);
             let file = self.make_image(&kind, &staging, size)?;
             provided.drives.push(Drive {
-                host_path: file.0.clone(),
+                file,
                 destination: kind.destination,
                 fstype: if kind.read_only {
                     IMAGE_FSTYPE
@@ -135,7 +133,6 @@ impl VolumeSource for Copies {
                 options: vec!["nodev".to_owned()],
                 read_only: kind.read_only,
             });
-            provided.held.push(Box::new(file));
         }
         Ok(provided)
     }
@@ -154,13 +151,14 @@ impl Copies {
         kind: &Kind<'_>,
         staging: &Staging,
         size: u64,
-    ) -> Result<OwnFile, VolumeError> {
+    ) -> Result<HostFile, VolumeError> {
         let failed = |error| VolumeError::File {
             action: "make",
             path: kind.file.to_owned(),
             error,
         };
-        let (file, path) = OwnFile::create(kind.file).map_err(failed)?;
+        // Only root can read it, since secrets may be in it.
+        let file = HostFile::create(kind.file)?;
         let mut name = kind.file.as_os_str().to_owned();
         name.push(".content");
         let content = MountPoint::new(name.into()).map_err(failed)?;
@@ -168,11 +166,13 @@ impl Copies {
             let program = mkfs::find(&self.settings.mkfs_erofs, "erofs-utils")?;
             mkfs::erofs(&program, false, kind.file, content.path())
         } else {
-            file.set_len(size.next_multiple_of(MIB)).map_err(failed)?;
+            file.file()
+                .set_len(size.next_multiple_of(MIB))
+                .map_err(failed)?;
             let program = mkfs::find(&self.settings.mkfs_ext4, "e2fsprogs")?;
             mkfs::ext4(&program, EXT4_FEATURES, kind.file, content.path())
         };
-        self.run(&mut command, staging, &content).map(|()| path)
+        self.run(&mut command, staging, &content).map(|()| file)
     }
 
     fn run(
@@ -195,31 +195,4 @@ fn bind_options(volume: &Volume) -> Vec<String> {
         options.insert(0, "bind".to_owned());
     }
     options
-}
-
-/// A file that only root can read, since secrets may be in it; removed with this value.
-#[derive(Debug)]
-struct OwnFile(PathBuf);
-
-impl OwnFile {
-    fn create(path: &Path) -> io::Result<(File, OwnFile)> {
-        let mut options = File::options();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        Ok((file, OwnFile(path.to_owned())))
-    }
-}
-
-impl Drop for OwnFile {
-    fn drop(&mut self) {
-        match fs::remove_file(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(file = %self.0.display(), %error, "copies of the host's files stay");
-            }
-            _ => {}
-        }
-    }
 }

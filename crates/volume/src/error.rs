@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use fc_host_file::HostFileError;
 use fc_rootfs::mkfs::MkfsError;
 
 /// Why a container's mounts cannot be given to a VM.
@@ -27,6 +28,17 @@ pub enum VolumeError {
         #[source]
         why: Refusal,
     },
+    /// Its image or device cannot be had.
+    #[error("The mount at {destination} cannot be given to a VM")]
+    Image {
+        /// Where it is in the container.
+        destination: String,
+        /// Why.
+        source: HostFileError,
+    },
+    /// The image of the container's copies cannot be made.
+    #[error(transparent)]
+    Own(#[from] HostFileError),
     /// Something of the host cannot be read.
     #[error("The mount at {destination} cannot be prepared: cannot {action} {}", path.display())]
     Source {
@@ -75,7 +87,7 @@ impl VolumeError {
                 | VolumeError::Malformed(_)
                 | VolumeError::UnknownCopy(_)
                 | VolumeError::Refused { .. }
-        )
+        ) || matches!(self, VolumeError::Image { source, .. } if source.is_refusal())
     }
 }
 
@@ -147,9 +159,6 @@ pub enum Refusal {
     /// Nothing provides such mounts.
     #[error("Nothing that can provide {0:?} is set up")]
     NoSource(PathBuf),
-    /// An image mount of something else.
-    #[error("Its source {0:?} is neither an image file nor a block device")]
-    NotAnImage(PathBuf),
     /// Another filesystem than the mount says, or none.
     #[error("{path:?} holds no {fstype} filesystem")]
     WrongFilesystem {
@@ -158,11 +167,6 @@ pub enum Refusal {
         /// The mount's type.
         fstype: String,
     },
-    /// A writable image has one user at a time.
-    #[error(
-        "{0:?} is in use by another container: an image can be used by several only if all of them mount it with `ro`"
-    )]
-    InUse(PathBuf),
 }
 
 fn unknown_type(fstype: &str) -> String {

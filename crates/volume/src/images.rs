@@ -2,12 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::FileExt;
 
+use fc_host_file::{Access, HostFile};
 use fc_rootfs::HOST_ONLY_OPTIONS;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
 use crate::{
     Drive, GuestMount, Provided, Refusal, Request, Slots, Volume, VolumeError, VolumeKind,
@@ -48,16 +46,10 @@ const MAGIC: [(&str, u64, &[u8]); 5] = [
     ("squashfs", 0, b"hsqs"),
 ];
 
-/// How long a lock that was given up can seem to be held: a process that this one is just starting has a copy of
-/// its descriptor until its program runs, which nothing tells.
-const COPY_BOUND: Duration = Duration::from_millis(200);
-/// How often it is looked for.
-const COPY_PAUSE: Duration = Duration::from_millis(2);
-
 /// The [`VolumeSource`] that attaches images.
 ///
 /// The n-th is mounted at `volume-<n>` in the container's directory in the guest. A writable image has one
-/// user at a time, on the whole host: it is locked (flock) for as long as the volume is held.
+/// user at a time, on the whole host, as [`HostFile`] has it.
 #[derive(Debug)]
 pub struct Images;
 
@@ -86,7 +78,7 @@ impl VolumeSource for Images {
                 continue;
             };
             let (drive_options, bind_options) = split_options(volume)?;
-            let lock = open(volume, fstype)?;
+            let file = open(volume, fstype)?;
             let destination = format!("{}/volume-{number}", request.guest_dir);
             provided.mounts.push(GuestMount {
                 number: volume.number,
@@ -94,13 +86,12 @@ impl VolumeSource for Images {
                 options: bind_options,
             });
             provided.drives.push(Drive {
-                host_path: volume.source.clone(),
+                file,
                 destination,
                 fstype: fstype.clone(),
                 options: drive_options,
                 read_only: volume.read_only,
             });
-            provided.held.push(Box::new(lock));
         }
         Ok(provided)
     }
@@ -133,37 +124,23 @@ fn split_options(volume: &Volume) -> Result<(Vec<String>, Vec<String>), VolumeEr
 }
 
 /// Opens and locks the image; checks that it is what the mount says.
-fn open(volume: &Volume, fstype: &str) -> Result<File, VolumeError> {
-    let failed = |action| {
-        move |error| VolumeError::Source {
-            destination: volume.destination.clone(),
-            action,
-            path: volume.source.clone(),
-            error,
-        }
-    };
-    // Looked at first, because opening a FIFO waits and opening other devices may do anything.
-    let kind = std::fs::metadata(&volume.source)
-        .map_err(failed("look at"))?
-        .file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(refused(volume, Refusal::NotAnImage(volume.source.clone())));
-    }
-    let mut options = File::options();
-    let image = options
-        .read(true)
-        .write(!volume.read_only)
-        .open(&volume.source);
-    let image = image.map_err(failed("open"))?;
-    let lock = if volume.read_only {
-        FlockOperation::NonBlockingLockShared
+fn open(volume: &Volume, fstype: &str) -> Result<HostFile, VolumeError> {
+    let access = if volume.read_only {
+        Access::Read
     } else {
-        FlockOperation::NonBlockingLockExclusive
+        Access::Write
     };
-    if !take(&image, lock).map_err(failed("lock"))? {
-        return Err(refused(volume, Refusal::InUse(volume.source.clone())));
-    }
-    if holds(&image, fstype).map_err(failed("read"))? {
+    let image = HostFile::open(&volume.source, access).map_err(|source| VolumeError::Image {
+        destination: volume.destination.clone(),
+        source,
+    })?;
+    let holds = holds(image.file(), fstype).map_err(|error| VolumeError::Source {
+        destination: volume.destination.clone(),
+        action: "read",
+        path: volume.source.clone(),
+        error,
+    })?;
+    if holds {
         return Ok(image);
     }
     Err(refused(
@@ -173,21 +150,6 @@ fn open(volume: &Volume, fstype: &str) -> Result<File, VolumeError> {
             fstype: fstype.to_owned(),
         },
     ))
-}
-
-/// Takes a lock; answers whether it was free.
-fn take(image: &File, lock: FlockOperation) -> io::Result<bool> {
-    let begin = Instant::now();
-    loop {
-        match flock(image, lock) {
-            Ok(()) => return Ok(true),
-            Err(Errno::WOULDBLOCK) if begin.elapsed() < COPY_BOUND => {
-                std::thread::sleep(COPY_PAUSE)
-            }
-            Err(Errno::WOULDBLOCK) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 fn holds(image: &File, fstype: &str) -> io::Result<bool> {

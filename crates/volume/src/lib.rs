@@ -151,7 +151,6 @@ impl Volumes {
         }
         let mut prepared = Prepared {
             spec: Vec::new(),
-            provided: Vec::new(),
             drives: Vec::new(),
         };
         let (assigned, unclaimed) = self.assign(hosts);
@@ -172,8 +171,7 @@ impl Volumes {
                 };
                 spec.replace(mount.number, &replacement);
             }
-            prepared.drives.extend_from_slice(&provided.drives);
-            prepared.provided.push(provided);
+            prepared.drives.extend(provided.drives);
         }
         prepared.spec = spec.to_json();
         Ok(prepared)
@@ -204,13 +202,12 @@ impl Volumes {
 /// A source and what it is to provide.
 type Assigned<'a> = (&'a dyn VolumeSource, Vec<Volume>);
 
-/// A container's mounts, ready: attach the drives, give the guest the spec, and keep this value until the
-/// drives are detached. Dropping it removes the copies and gives up the images.
+/// A container's mounts, ready: attach the drives and give the guest the spec. When this value and every clone
+/// of the drives' files are dropped, the copies are removed and the images given up.
 #[derive(Debug)]
 pub struct Prepared {
     spec: Vec<u8>,
     drives: Vec<Drive>,
-    provided: Vec<Provided>,
 }
 
 impl Prepared {

@@ -1,8 +1,6 @@
 //! The ways in which a host's files get into a guest, behind one interface.
 
-use std::any::Any;
-use std::fmt;
-use std::path::PathBuf;
+use fc_host_file::HostFile;
 
 use crate::{Request, Volume, VolumeError};
 
@@ -45,10 +43,11 @@ impl std::ops::Add for Slots {
 }
 
 /// A file or device to attach to a slot of the VM and to mount in the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Drive {
-    /// The file or device on the host.
-    pub host_path: PathBuf,
+    /// The file or device on the host, open and locked. One that was made for the volume is removed with the last who
+    /// keeps it.
+    pub file: HostFile,
     /// Where to mount it in the guest.
     pub destination: String,
     /// Type of the filesystem in it.
@@ -71,22 +70,10 @@ pub struct GuestMount {
 }
 
 /// What a [`VolumeSource`] made.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Provided {
     /// Drives to attach.
     pub drives: Vec<Drive>,
     /// One for each volume.
     pub mounts: Vec<GuestMount>,
-    /// What has to live as long as the drives are attached: files to remove, locks to let go of.
-    pub held: Vec<Box<dyn Any + Send + Sync>>,
-}
-
-impl fmt::Debug for Provided {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Provided")
-            .field("drives", &self.drives)
-            .field("mounts", &self.mounts)
-            .field("held", &self.held.len())
-            .finish()
-    }
 }

@@ -1,8 +1,8 @@
 //! Attaching and detaching, one at a time.
 
 use std::fs;
-use std::path::Path;
 
+use fc_host_file::{Access, HostFile};
 use tokio::task::yield_now;
 
 use super::fake::{Fake, drives, links, request, states};
@@ -14,9 +14,13 @@ async fn attaching_and_detaching_go_the_same_way_there_and_back() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::new(dir.path(), 1);
     let drives = drives(dir.path(), 1, &fake);
-    let drive = drives.attach(Kind::Writable, request("a")).await.unwrap();
-    let link = fs::read_link(dir.path().join("ctrstub0.attached")).unwrap();
-    assert_eq!(link, Path::new("/host/file"));
+    let request = request("a");
+    let (path, link) = (request.file.path().to_owned(), request.file.link());
+    let drive = drives.attach(Kind::Writable, request).await.unwrap();
+    let seen = fs::read_link(dir.path().join("ctrstub0.attached")).unwrap();
+    assert_eq!(seen, link);
+    // People are shown where it is.
+    assert_eq!(drives.slots()[0].used_by.as_ref().unwrap().host_path, path);
     drives.detach(&drive).await.unwrap();
     assert_eq!(
         *fake.log.lock().unwrap(),
@@ -98,9 +102,9 @@ async fn a_volume_has_a_writable_slot_of_its_own() {
     );
     let error = drives.attach(Kind::Volume, request("b")).await.unwrap_err();
     assert_eq!(
-        error.to_string(),
+        chain(&error),
         "There are no remaining drives to be used: all 1 volume drives of the VM are in use; \
-         set a larger VolumeSlots when creating the VM"
+         set a larger VolumeSlots when creating the VM: The VMM cannot add a drive to a running VM"
     );
 }
 
@@ -129,9 +133,11 @@ async fn a_contradiction_costs_no_slot() {
     let error = drives.attach(Kind::ReadOnly, wrong).await.unwrap_err();
     assert!(matches!(error, DriveError::Options(_)));
     let mut wrong = request("a");
-    wrong.host_path = "file".into();
-    let error = drives.attach(Kind::ReadOnly, wrong).await.unwrap_err();
-    assert!(matches!(error, DriveError::RelativePath(_)));
+    let path = dir.path().join("file");
+    fs::write(&path, "").unwrap();
+    wrong.file = HostFile::open(&path, Access::Read).unwrap();
+    let error = drives.attach(Kind::Writable, wrong).await.unwrap_err();
+    assert!(matches!(error, DriveError::NotWritable(_)));
     assert!(
         states(&drives)
             .iter()

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use fc_host_file::HostFile;
 use tokio::task::yield_now;
 
 use crate::{
-    Attach, BackendError, DriveMountSlot, DrivePatcher, Drives, Exposer, GuestMounter, Layout,
-    Links, SlotState, StubDrives,
+    AddedDrive, Attach, BackendError, DriveMountSlot, DrivePatcher, Drives, Exposer, FixedDrives,
+    GuestMounter, HotPlug, Kind, Layout, Links, SlotState, StubDrives,
 };
 
 /// xorshift64: enough to vary the order of things, and the same in every run.
@@ -40,6 +42,8 @@ pub struct Fake {
     pub fail: Mutex<BTreeSet<&'static str>>,
     /// The call that panics.
     panics: Mutex<Option<&'static str>>,
+    /// How many more drives the VMM can add; as real ones, none unless told.
+    pub addable: AtomicU64,
 }
 
 impl Fake {
@@ -53,6 +57,7 @@ impl Fake {
             fail_one_in: Mutex::new(0),
             fail: Mutex::default(),
             panics: Mutex::default(),
+            addable: AtomicU64::new(0),
         })
     }
 
@@ -95,11 +100,11 @@ impl Exposer for Fake {
     async fn expose(
         &self,
         name: &str,
-        host_path: &Path,
+        file: &HostFile,
         read_only: bool,
     ) -> Result<String, BackendError> {
         // An error does not tell whether it had an effect: here and below it always has.
-        let path = self.links.expose(name, host_path, read_only).await?;
+        let path = self.links.expose(name, file, read_only).await?;
         let word = if read_only { "expose-ro" } else { "expose" };
         self.step(format!("{word} {name}")).await?;
         Ok(path)
@@ -161,6 +166,22 @@ impl GuestMounter for Fake {
     }
 }
 
+/// A VMM that can add so many drives of any kind.
+#[async_trait]
+impl HotPlug for Fake {
+    async fn add(&self, kind: Kind) -> Result<AddedDrive, BackendError> {
+        let left = self.addable.load(Ordering::Relaxed);
+        let left = left.checked_sub(1).ok_or(FixedDrives)?;
+        self.addable.store(left, Ordering::Relaxed);
+        // It may fail and still count: it is enough that it is never there in part.
+        self.step(format!("add {kind:?}")).await?;
+        Ok(AddedDrive {
+            drive_id: format!("added-{left}"),
+            file_name: format!("addedstub{left}"),
+        })
+    }
+}
+
 /// The slots of a VM for so many containers, with one drive mount and one volume.
 pub fn drives(dir: &Path, containers: u32, fake: &Arc<Fake>) -> Drives {
     let layout = Layout {
@@ -173,18 +194,26 @@ pub fn drives(dir: &Path, containers: u32, fake: &Arc<Fake>) -> Drives {
         Arc::clone(fake) as _,
         Arc::clone(fake) as _,
         Arc::clone(fake) as _,
+        Arc::clone(fake) as _,
     )
+}
+
+/// A file that exists as long as somebody keeps it.
+pub fn file() -> HostFile {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("fc-drives-test-{}-{number}", std::process::id());
+    HostFile::create(&std::env::temp_dir().join(name)).unwrap()
 }
 
 /// A wish that nobody else has.
 pub fn request(owner: &str) -> Attach {
     Attach {
-        host_path: "/host/file".into(),
+        file: file(),
         destination: format!("/container/{owner}/disk"),
         fstype: "ext4".into(),
         options: vec!["noatime".into()],
         owner: owner.into(),
-        held: None,
     }
 }
 

@@ -1,39 +1,31 @@
-//! What is held for a file, and slots whose work was stopped half-way.
+//! How long a slot keeps its file, and slots whose work was stopped half-way.
 
-use std::sync::{Arc, Weak};
+use std::path::PathBuf;
 
 use super::fake::{Fake, drives, request, states};
 use crate::{Attach, DriveError, Kind, SlotState};
 
-/// A wish with something to hold, and how to see whether it is still held.
-fn holding(owner: &str) -> (Attach, Weak<()>) {
-    let held = Arc::new(());
-    let alive = Arc::downgrade(&held);
-    let request = Attach {
-        held: Some(held),
-        ..request(owner)
-    };
-    (request, alive)
-}
-
-fn is_held(alive: &Weak<()>) -> bool {
-    alive.upgrade().is_some()
+/// A wish, and the path of its file: there is something there for as long as the file is kept.
+fn wish(owner: &str) -> (Attach, PathBuf) {
+    let request = request(owner);
+    let path = request.file.path().to_owned();
+    (request, path)
 }
 
 #[tokio::test]
-async fn a_quarantined_slot_keeps_what_it_holds() {
+async fn a_quarantined_slot_keeps_its_file() {
     for step in ["unmount", "patch-back", "withdraw"] {
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::new(dir.path(), 1);
         let drives = drives(dir.path(), 1, &fake);
-        let (request, alive) = holding("a");
+        let (request, path) = wish("a");
         drives.attach(Kind::Volume, request).await.unwrap();
-        assert!(is_held(&alive));
+        assert!(path.exists());
 
         fake.fail(&[step]);
         for _ in 0..2 {
             drives.detach_owner("a").await.unwrap_err();
-            assert!(is_held(&alive), "{step}");
+            assert!(path.exists(), "{step}");
         }
         // What is not unmounted stays behind its drive.
         let file = fake.files.lock().unwrap()[&fc_stub_drive::drive_id("volstub0")].clone();
@@ -41,31 +33,31 @@ async fn a_quarantined_slot_keeps_what_it_holds() {
 
         fake.fail(&[]);
         drives.detach_owner("somebody else").await.unwrap();
-        assert!(!is_held(&alive), "{step}");
+        assert!(!path.exists(), "{step}");
     }
 }
 
 #[tokio::test]
-async fn an_attach_that_fails_holds_on_until_it_is_undone() {
+async fn an_attach_that_fails_keeps_its_file_until_it_is_undone() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::new(dir.path(), 1);
     let drives = drives(dir.path(), 1, &fake);
     fake.fail(&["mount"]);
-    let (request, undone) = holding("a");
+    let (request, undone) = wish("a");
     drives.attach(Kind::Volume, request).await.unwrap_err();
-    assert!(!is_held(&undone));
+    assert!(!undone.exists());
 
     fake.fail(&["mount", "unmount"]);
-    let (request, stuck) = holding("a");
+    let (request, stuck) = wish("a");
     drives.attach(Kind::Volume, request).await.unwrap_err();
-    assert!(is_held(&stuck));
-    let (request, refused) = holding("b");
+    assert!(stuck.exists());
+    let (request, refused) = wish("b");
     drives.attach(Kind::Volume, request).await.unwrap_err();
-    assert!(!is_held(&refused), "there was no slot for it");
+    assert!(!refused.exists(), "there was no slot for it");
 
     // The VM's end takes the guest's mounts with it.
     drives.vm_ended();
-    assert!(!is_held(&stuck));
+    assert!(!stuck.exists());
 }
 
 #[tokio::test]
@@ -74,7 +66,7 @@ async fn a_panic_quarantines_the_slot() {
     let fake = Fake::new(dir.path(), 1);
     let drives = drives(dir.path(), 1, &fake);
     fake.panic_in(Some("mount"));
-    let (request, alive) = holding("a");
+    let (request, path) = wish("a");
     let error = drives.attach(Kind::Volume, request).await.unwrap_err();
     assert!(matches!(error, DriveError::Stopped(_)), "{error}");
     let state = |drives| states(drives).pop().unwrap();
@@ -83,10 +75,10 @@ async fn a_panic_quarantines_the_slot() {
     fake.panic_in(Some("unmount"));
     drives.detach_owner("a").await.unwrap_err();
     assert!(matches!(state(&drives), SlotState::Quarantined(_)));
-    assert!(is_held(&alive));
+    assert!(path.exists());
 
     fake.panic_in(None);
     drives.detach_owner("a").await.unwrap();
     assert_eq!(state(&drives), SlotState::Free);
-    assert!(!is_held(&alive));
+    assert!(!path.exists());
 }

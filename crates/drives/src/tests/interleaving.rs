@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
-use tokio::task::yield_now;
+use tokio::task::{JoinHandle, yield_now};
 
 use super::fake::{Fake, Random, drives, links, request, states};
-use crate::{Drives, Kind, SlotState};
+use crate::{Drives, Kind, SlotState, SlotUse};
 
 /// Whether everything that the VMM, the guest and the directory have agrees with what the slots say.
 fn check(dir: &Path, drives: &Drives, fake: &Fake) {
@@ -24,8 +25,12 @@ fn check(dir: &Path, drives: &Drives, fake: &Fake) {
                 assert!(!mounts.contains_key(&slot.drive_id));
             }
             SlotState::Attached => {
-                let destination = slot.used_by.unwrap().destination;
-                assert!(linked);
+                let SlotUse {
+                    host_path,
+                    destination,
+                    ..
+                } = slot.used_by.unwrap();
+                assert!(linked && host_path.exists());
                 assert_eq!(*file, link);
                 assert_eq!(mounts[&slot.drive_id], destination);
                 assert!(destinations.insert(destination), "two slots for one wish");
@@ -33,6 +38,7 @@ fn check(dir: &Path, drives: &Drives, fake: &Fake) {
             // In between anything goes, but a mounted file is never unlinked.
             SlotState::Busy | SlotState::Quarantined(_) => {
                 assert!(linked || !mounts.contains_key(&slot.drive_id));
+                assert!(slot.used_by.unwrap().host_path.exists());
             }
         }
     }
@@ -69,16 +75,21 @@ async fn client(drives: Drives, seed: u64, rounds: u64) {
     }
 }
 
+fn clients(drives: &Drives, seed: u64) -> Vec<JoinHandle<()>> {
+    let client = |number| tokio::spawn(client(drives.clone(), seed * 100 + number, 15));
+    (1..=6).map(client).collect()
+}
+
 #[tokio::test]
 async fn any_interleaving_keeps_the_invariants() {
     for seed in 1..=60_u64 {
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::new(dir.path(), seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         *fake.fail_one_in.lock().unwrap() = [0, 3, 10][usize::try_from(seed % 3).unwrap()];
+        // Some VMMs can add drives, up to a point.
+        fake.addable.store(seed % 4, Ordering::Relaxed);
         let drives = drives(dir.path(), 3, &fake);
-        let clients: Vec<_> = (1..=6)
-            .map(|number| tokio::spawn(client(drives.clone(), seed * 100 + number, 15)))
-            .collect();
+        let clients = clients(&drives, seed);
         while clients.iter().any(|client| !client.is_finished()) {
             check(dir.path(), &drives, &fake);
             yield_now().await;
@@ -97,5 +108,34 @@ async fn any_interleaving_keeps_the_invariants() {
         }
         check(dir.path(), &drives, &fake);
         assert_eq!(links(dir.path()), 0);
+    }
+}
+
+/// The guest dies in the middle of it all: nothing more works, nobody hangs, and with the VM's end every file is let
+/// go of.
+#[tokio::test]
+async fn a_guest_that_dies_keeps_no_file() {
+    for seed in 1..=40_u64 {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Fake::new(dir.path(), seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let drives = drives(dir.path(), 3, &fake);
+        let clients = clients(&drives, seed);
+        for _ in 0..seed * 7 {
+            check(dir.path(), &drives, &fake);
+            yield_now().await;
+        }
+        fake.fail(&["add", "patch", "patch-back", "mount", "unmount"]);
+        for client in clients {
+            client.await.unwrap();
+        }
+        let busy = |drives: &Drives| states(drives).contains(&SlotState::Busy);
+        while busy(&drives) {
+            yield_now().await;
+        }
+        check(dir.path(), &drives, &fake);
+        let used = drives.slots().into_iter().filter_map(|slot| slot.used_by);
+        let paths: Vec<_> = used.map(|user| user.host_path).collect();
+        drives.vm_ended();
+        assert!(paths.iter().all(|path| !path.exists()));
     }
 }

@@ -3,5 +3,6 @@
 mod attach;
 mod fake;
 mod held;
+mod hot_plug;
 mod interleaving;
 mod slots;

@@ -1,9 +1,12 @@
 //! The allocator against a model of it, in any order of events.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 
+use fc_host_file::HostFile;
 use proptest::prelude::*;
 
+use super::fake::file;
 use crate::slots::{
     Detachable, Kind, Progress, Role, Slot, SlotId, SlotState, SlotUse, Slots, Taken, Unavailable,
 };
@@ -32,6 +35,10 @@ enum Event {
     Take(usize),
     /// Somebody tells again what was told before, or late.
     Echo(usize),
+    /// The VMM has added a drive to the running VM.
+    Added(usize),
+    /// The VM has ended, and with it all use of files; whoever works on a slot does not know yet.
+    VmEnded,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -42,6 +49,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<usize>().prop_map(Event::Stuck),
         3 => any::<usize>().prop_map(Event::Take),
         1 => any::<usize>().prop_map(Event::Echo),
+        1 => (0..3_usize).prop_map(Event::Added),
+        1 => Just(Event::VmEnded),
     ]
 }
 
@@ -49,6 +58,10 @@ fn event() -> impl Strategy<Value = Event> {
 #[derive(Default)]
 struct Model {
     slots: Slots,
+    /// How many there are.
+    total: usize,
+    /// The files that slots must have, by drive: each exists exactly as long as somebody keeps it.
+    files: BTreeMap<String, PathBuf>,
     free: BTreeMap<usize, VecDeque<String>>,
     busy: Vec<Taken>,
     /// Attached or quarantined.
@@ -61,24 +74,28 @@ impl Model {
     fn new(counts: [usize; 4]) -> Model {
         let mut model = Model::default();
         for (role, count) in counts.into_iter().enumerate() {
-            for index in 0..count {
-                let id = format!("{role}_{index}");
-                model.slots.add(Slot::new(&id, &id, role == 1, ROLES[role]));
-                model.free.entry(role).or_default().push_back(id);
+            for _ in 0..count {
+                model.add(role);
             }
         }
         model
     }
 
+    fn add(&mut self, role: usize) {
+        let id = format!("{role}_{}", self.total);
+        self.slots.add(Slot::new(&id, &id, role == 1, ROLES[role]));
+        self.free.entry(role).or_default().push_back(id);
+        self.total += 1;
+    }
+
     fn reserve(&mut self, role: usize, owner: u8) {
-        let user = SlotUse {
-            owner: owner.to_string(),
-            host_path: "/file".into(),
-            destination: role.to_string(),
-        };
-        let doubled = self.users.iter().find(|(_, used)| **used == user);
+        let file = file();
+        let user = used(&file, owner, role);
+        let same =
+            |used: &SlotUse| (&used.owner, &used.destination) == (&user.owner, &user.destination);
+        let doubled = self.users.iter().find(|(_, used)| same(used));
         let doubled = doubled.map(|(drive, _)| drive.clone());
-        match self.slots.reserve(ROLES[role], user.clone(), None) {
+        match self.slots.reserve(ROLES[role], user.clone(), &file) {
             Ok(taken) => {
                 assert_eq!(doubled, None, "a double wish was granted");
                 let longest = self.free.get_mut(&role).and_then(VecDeque::pop_front);
@@ -92,6 +109,8 @@ impl Model {
                     "a use's name was used again"
                 );
                 self.ever.push(taken.id);
+                let path = file.path().to_owned();
+                self.files.insert(taken.drive_id.clone(), path);
                 self.users.insert(taken.drive_id.clone(), user);
                 self.busy.push(taken);
             }
@@ -125,6 +144,8 @@ impl Model {
             Event::Freed(choice) => {
                 if let Some(taken) = self.end_work(choice) {
                     self.slots.freed(taken.id);
+                    let path = self.files.remove(&taken.drive_id);
+                    assert!(path.is_none_or(|path| !path.exists()), "its file is kept");
                     self.users.remove(&taken.drive_id);
                     let role = taken.drive_id.as_bytes()[0] - b'0';
                     let free = self.free.entry(role.into()).or_default();
@@ -154,12 +175,23 @@ impl Model {
                     self.slots.quarantine(id, Progress::Mounted, "late".into());
                 }
             }
+            Event::Added(role) => self.add(role),
+            Event::VmEnded => {
+                self.slots.take_files();
+                for path in std::mem::take(&mut self.files).into_values() {
+                    assert!(!path.exists(), "its file is kept");
+                }
+            }
         }
     }
 
-    fn check(&self, total: usize) {
+    fn check(&self) {
         let info = self.slots.info();
-        assert_eq!(info.len(), total);
+        assert_eq!(info.len(), self.total);
+        assert!(
+            self.files.values().all(|path| path.exists()),
+            "a file was let go of"
+        );
         let mut wishes = BTreeSet::new();
         for slot in info {
             let id = &slot.drive_id;
@@ -192,6 +224,14 @@ impl Model {
     }
 }
 
+fn used(file: &HostFile, owner: u8, destination: usize) -> SlotUse {
+    SlotUse {
+        owner: owner.to_string(),
+        host_path: file.path().to_owned(),
+        destination: destination.to_string(),
+    }
+}
+
 proptest! {
     #[test]
     fn every_slot_is_somewhere_exactly_once(
@@ -201,7 +241,7 @@ proptest! {
         let mut model = Model::new(counts);
         for event in events {
             model.happen(event);
-            model.check(counts.iter().sum());
+            model.check();
         }
     }
 
@@ -214,12 +254,9 @@ proptest! {
         }
         let mut own = Vec::new();
         for (index, owner) in owners.iter().enumerate() {
-            let user = SlotUse {
-                owner: owner.to_string(),
-                host_path: "/file".into(),
-                destination: index.to_string(),
-            };
-            let taken = slots.reserve(ROLES[0], user, None).unwrap();
+            let file = file();
+            let user = used(&file, *owner, index);
+            let taken = slots.reserve(ROLES[0], user, &file).unwrap();
             slots.attached(taken.id);
             if *owner == 0 {
                 own.insert(0, taken.id);
@@ -241,7 +278,7 @@ fn one_slot_serves_forever() {
         model.happen(Event::Attached(0));
         model.happen(Event::Take(round));
         model.happen(Event::Freed(0));
-        model.check(1);
+        model.check();
     }
     assert_eq!(model.ever.len(), 10_000);
 }

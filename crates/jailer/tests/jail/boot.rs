@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use fc_client::api::{BootSource, Drive, DriveUpdate, Logger, MachineConfig, Vsock};
 use fc_client::{FifoDrain, Vmm};
+use fc_host_file::{Access, HostFile};
 use fc_jailer::{ExposePolicy, Jailer, Role, Runc, Start};
 
 use crate::Test;
-use crate::host::{Host, Runtime, block_on, link};
+use crate::host::{Host, Runtime, block_on, link, open};
 use crate::security::end;
 
 pub const TESTS: &[(&str, Test)] = &[("boot::a_vm", a_vm)];
@@ -28,16 +29,21 @@ pub fn missing() -> Option<String> {
     }
 }
 
-fn path(variable: &str, name: &str) -> PathBuf {
+/// A file in the directory that an environment variable names.
+pub fn path(variable: &str, name: &str) -> PathBuf {
     Path::new(&std::env::var_os(variable).unwrap()).join(name)
+}
+
+/// The VMM.
+pub fn program() -> PathBuf {
+    let configured = std::env::var_os("FIRECRACKER_BIN").map(PathBuf::from);
+    configured.unwrap_or_else(|| path("FC_BIN_DIR", "firecracker-tcg"))
 }
 
 /// The VMM beside the test's own files, with what it says that it needs; Firecracker says nothing, and needs nothing.
 fn install(host: &mut Host) {
-    let configured = std::env::var_os("FIRECRACKER_BIN").map(PathBuf::from);
-    let program = configured.unwrap_or_else(|| path("FC_BIN_DIR", "firecracker-tcg"));
     let vmm = host.base.path().join("vmm-of-the-host");
-    link(&program, &vmm);
+    link(&program(), &vmm);
     let needs = std::process::Command::new(&vmm)
         .arg("--print-jail-paths")
         .output()
@@ -106,7 +112,7 @@ async fn show(jail: &Runc, log: &Path) -> (Files, fc_vsock::Listener) {
     let listener = fc_vsock::Listener::bind(&vsock, 9001).unwrap();
     jail.share("firecracker.vsock_9001").unwrap();
     let guest = |name| path("FC_GUEST_DIR", name);
-    let root = Role::RootDrive { read_only: true };
+    let root = HostFile::open(&guest("default-rootfs.img"), Access::Read).unwrap();
     let files = Files {
         kernel: jail
             .show(Role::Kernel, &guest("default-vmlinux.bin"))
@@ -116,7 +122,7 @@ async fn show(jail: &Runc, log: &Path) -> (Files, fc_vsock::Listener) {
             .show(Role::Initrd, &guest("default-initrd.img"))
             .await
             .unwrap(),
-        root: jail.show(root, &guest("default-rootfs.img")).await.unwrap(),
+        root: jail.show_root(&root, true).unwrap(),
         log: jail.show_fifo("fc-logs.fifo", log).await.unwrap(),
     };
     (files, listener)
@@ -164,7 +170,7 @@ async fn swaps(jail: &Runc, vmm: &Vmm, disk: &Path) {
     let exposer = jail.exposer();
     let api = vmm.client();
     for _ in 0..3 {
-        let file = jail.drive_file(disk, false).await.unwrap();
+        let file = jail.drive_file(open(disk), false).await.unwrap();
         let name = exposer
             .expose("ctrstub0.attached", &file, false)
             .await

@@ -9,7 +9,7 @@ use std::process::Command;
 use fc_jailer::{ExposePolicy, JailError, JailRequest, Jailer, Role, Runc, Setup, Start, User};
 
 use crate::Test;
-use crate::host::{GID, Host, Runtime, UID, block_on};
+use crate::host::{GID, Host, Runtime, UID, block_on, open};
 use crate::security::end;
 use crate::stand_in::Orders;
 
@@ -59,8 +59,7 @@ fn everything_a_vm_boots_from(runtime: &Runtime) {
         let jail = host.prepare().await;
         let kernel = jail.show(Role::Kernel, &base.join("link")).await.unwrap();
         let initrd = jail.show(Role::Initrd, &base.join("image")).await.unwrap();
-        let role = Role::RootDrive { read_only: false };
-        let root = jail.show(role, &root_drive).await.unwrap();
+        let root = jail.show_root(&open(&root_drive), false).unwrap();
         let log_name = jail.show_fifo("fc-logs.fifo", &log).await.unwrap();
         file(&jail.root().join("ctrstub0"), "stub", 0o600);
         jail.share("ctrstub0").unwrap();
@@ -100,10 +99,11 @@ fn copies_are_the_vm_s_own(runtime: &Runtime) {
         let sparse = fs::OpenOptions::new().write(true).open(&image).unwrap();
         sparse.set_len(256 << 20).unwrap();
         let jail = host.prepare().await;
-        let role = Role::RootDrive { read_only: false };
-        let name = jail.show(role, &image).await.unwrap();
-        let mount = jail.drive_file(&image, true).await.unwrap();
-        let copied = mount.metadata().unwrap();
+        let copy = jail.drive_file(open(&image), false).await.unwrap();
+        let name = jail.show_root(&copy, false).unwrap();
+        // A copy leaves the file free for others.
+        let mount = jail.drive_file(open(&image), true).await.unwrap();
+        let copied = mount.file().metadata().unwrap();
         assert_eq!(copied.mode() & 0o777, 0o400);
         assert_eq!((copied.uid(), copied.len()), (UID, 256 << 20));
         assert!(copied.blocks() * 512 < 1 << 20, "the copy is sparse too");
@@ -125,9 +125,14 @@ fn exposed_while_it_runs(runtime: &Runtime) {
         let (one, other) = (host.base.path().join("one"), host.base.path().join("two"));
         file(&one, "one", 0o600);
         file(&other, "two", 0o600);
+        let (first, second) = (open(&one), open(&other));
+        // Others in their places: not those that were opened.
+        file(&host.base.path().join("swap"), "swapped", 0o600);
+        fs::rename(host.base.path().join("swap"), &one).unwrap();
+        fs::remove_file(&other).unwrap();
         for round in 0..3 {
             let name = exposer
-                .expose("ctrstub0.attached", &one, false)
+                .expose("ctrstub0.attached", &first, false)
                 .await
                 .unwrap();
             assert_eq!(name, "drives/ctrstub0.attached");
@@ -139,11 +144,11 @@ fn exposed_while_it_runs(runtime: &Runtime) {
             orders.give(&format!("open-rw {name}")).unwrap();
             // Once more; and another file under the same name.
             exposer
-                .expose("ctrstub0.attached", &one, false)
+                .expose("ctrstub0.attached", &first, false)
                 .await
                 .unwrap();
             exposer
-                .expose("ctrstub0.attached", &other, true)
+                .expose("ctrstub0.attached", &second, true)
                 .await
                 .unwrap();
             assert_eq!(orders.give(&format!("read {name}")).unwrap(), "two");
@@ -156,14 +161,14 @@ fn exposed_while_it_runs(runtime: &Runtime) {
             assert_eq!(orders.give("list /drives").unwrap(), "");
         }
         for name in ["", "..", "a/b", "/etc"] {
-            let error = exposer.expose(name, &one, true).await.unwrap_err();
+            let error = exposer.expose(name, &first, true).await.unwrap_err();
             assert!(
                 error.to_string().contains("is not the plain name"),
                 "{error}"
             );
         }
-        exposer.expose("left", &one, false).await.unwrap();
-        assert_eq!(one.metadata().unwrap().uid(), 0);
+        exposer.expose("left", &first, false).await.unwrap();
+        assert_eq!(first.file().metadata().unwrap().uid(), 0);
         end(jail, vmm, &host).await;
     });
 }
@@ -203,8 +208,10 @@ fn without_idmapped_mounts(runtime: &Runtime) {
         };
         let (jail, vmm, mut orders) = host.start().await;
         let exposer = jail.exposer();
-        let name = exposer.expose("a", &link, false).await.unwrap();
-        exposer.expose("b", &other, false).await.unwrap();
+        // Whoever has it may lend it on: the lock is not what keeps two jails apart here.
+        let lent = open(&link);
+        let name = exposer.expose("a", &lent, false).await.unwrap();
+        exposer.expose("b", &open(&other), false).await.unwrap();
         orders.give(&format!("open-rw {name}")).unwrap();
         assert_eq!(owner(&one), (UID, GID));
 
@@ -212,16 +219,19 @@ fn without_idmapped_mounts(runtime: &Runtime) {
         let second = second(&host);
         let (second_jail, second_vmm, mut second_orders) = second.start().await;
         let second_exposer = second_jail.exposer();
-        let error = second_exposer.expose("a", &one, false).await.unwrap_err();
+        let error = second_exposer.expose("a", &lent, false).await.unwrap_err();
         let message = error.to_string();
         assert!(message.contains("cannot be lent to two jails"), "{message}");
         assert!(message.contains(host.dir.to_str().unwrap()), "{message}");
         // Neither the refusal nor what follows it takes the file from the first one.
         second_exposer.withdraw("a").await.unwrap();
         assert_eq!(owner(&one), (UID, GID));
+        // Moving it away does not keep it from its owner.
+        fs::rename(&one, place.join("moved")).unwrap();
         exposer.withdraw("a").await.unwrap();
+        fs::rename(place.join("moved"), &one).unwrap();
         assert_eq!(owner(&one), (7, 8));
-        let name = second_exposer.expose("a", &one, false).await.unwrap();
+        let name = second_exposer.expose("a", &lent, false).await.unwrap();
         second_orders.give(&format!("open-rw {name}")).unwrap();
         assert_eq!(owner(&one), (UID + 1, GID + 1));
 
@@ -231,6 +241,7 @@ fn without_idmapped_mounts(runtime: &Runtime) {
             vmm.exited().await;
             assert!(jail.close().await.is_empty());
         }
+        drop(lent);
         assert_eq!(owner(&one), (7, 8));
         assert_eq!(owner(&other), (0, 0));
         mount(&["umount"]);
@@ -275,9 +286,9 @@ fn block_devices(runtime: &Runtime) {
         let attached = Loop::new(&image);
         let device = attached.0.as_path();
         let jail = host.prepare().await;
-        let role = Role::RootDrive { read_only: true };
-        let root = jail.show(role, device).await.unwrap();
-        assert_eq!(jail.drive_file(device, false).await.unwrap(), device);
+        let drive = jail.drive_file(open(device), false).await.unwrap();
+        assert_eq!(drive.path(), device);
+        let root = jail.show_root(&drive, true).unwrap();
         let vmm = jail.start(Start::default()).await.unwrap();
         let mut orders = Orders::connect(jail.root());
         assert!(
@@ -290,11 +301,11 @@ fn block_devices(runtime: &Runtime) {
         let exposer = jail.exposer();
         for _ in 0..2 {
             let name = exposer
-                .expose("ctrstub0.attached", device, false)
+                .expose("ctrstub0.attached", &drive, false)
                 .await
                 .unwrap();
             exposer
-                .expose("ctrstub0.attached", device, false)
+                .expose("ctrstub0.attached", &drive, false)
                 .await
                 .unwrap();
             orders.give(&format!("open-rw {name}")).unwrap();
@@ -377,6 +388,17 @@ fn two_namespaces_one_id(runtime: &Runtime) {
     });
 }
 
+/// A file of the cgroup, in cgroup v1's hierarchy for it or in v2's.
+fn cpuset(cgroup: &str, file: &str) -> String {
+    let name = cgroup.trim_start_matches('/');
+    let v1 = Path::new("/sys/fs/cgroup/cpuset").join(name).join(file);
+    let v2 = Path::new("/sys/fs/cgroup").join(name).join(file);
+    let path = if v1.exists() { v1 } else { v2 };
+    let text = fs::read_to_string(&path);
+    let text = text.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.trim().to_owned()
+}
+
 fn pinned_and_in_its_network(runtime: &Runtime) {
     block_on(async {
         let mut host = Host::new(runtime);
@@ -409,11 +431,14 @@ fn pinned_and_in_its_network(runtime: &Runtime) {
         };
         assert_eq!(field("Cpus_allowed_list:"), "0");
         assert_eq!(field("Mems_allowed_list:"), "0");
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            assert_eq!(cpuset(&cgroup, file), "0", "{file}");
+        }
         end(jail, vmm, &host).await;
         netns("delete");
         // Parents are others' too, and stay; these are the test's own.
-        let clean =
-            "rmdir /sys/fs/cgroup/*/firecracker-test/deep /sys/fs/cgroup/*/firecracker-test";
+        let clean = "rmdir /sys/fs/cgroup/*/firecracker-test/deep /sys/fs/cgroup/*/firecracker-test \
+                     /sys/fs/cgroup/firecracker-test/deep /sys/fs/cgroup/firecracker-test";
         let _ = Command::new("sh").args(["-c", clean]).status();
     });
 }

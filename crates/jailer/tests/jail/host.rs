@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fc_client::Vmm;
+use fc_host_file::{Access, HostFile};
 use fc_jailer::{ExposePolicy, JailRequest, Jailer, Runc, Setup, Start, User};
 
 use crate::stand_in::Orders;
@@ -30,16 +31,21 @@ exec unshare --mount --propagation slave sh -c 'umount /sys/fs/cgroup/unified; e
 #[derive(Clone)]
 pub struct Runtime {
     name: &'static str,
-    program: PathBuf,
+    program: Option<PathBuf>,
 }
 
 impl Runtime {
-    pub fn all() -> [Self; 2] {
-        let of = |name| Self {
+    /// The machine's runc and crun, and a newer runc where `FC_RUNC_NEWER` names one.
+    pub fn all() -> [Self; 3] {
+        let of = |name: &'static str| Self {
             name,
-            program: name.into(),
+            program: Some(name.into()),
         };
-        [of("runc"), of("crun")]
+        let newer = Self {
+            name: "runc-newer",
+            program: std::env::var_os("FC_RUNC_NEWER").map(PathBuf::from),
+        };
+        [of("runc"), of("crun"), newer]
     }
 
     pub fn name(&self) -> &'static str {
@@ -51,17 +57,25 @@ impl Runtime {
         if !rustix::process::geteuid().is_root() {
             return Some("needs root".into());
         }
-        let version = Command::new(self.name).arg("--version").output();
+        let Some(program) = &self.program else {
+            return Some("FC_RUNC_NEWER does not name a newer runc".into());
+        };
+        let version = Command::new(program).arg("--version").output();
         version
             .is_err()
-            .then(|| format!("{} is not installed", self.name))
+            .then(|| format!("{} is not installed", program.display()))
+    }
+
+    /// The program, or its name on `PATH`; only of a runtime that is not missing.
+    pub fn file(&self) -> &Path {
+        self.program.as_deref().expect("it is not missing")
     }
 
     /// The program to call; `directory` is for a wrapper where one is needed.
     pub fn program(&self, directory: &Path) -> PathBuf {
         let hybrid = Path::new("/sys/fs/cgroup/unified/cgroup.controllers").exists();
         if self.name != "crun" || !hybrid {
-            return self.program.clone();
+            return self.file().to_owned();
         }
         let wrapper = directory.join("crun");
         fs::write(&wrapper, CRUN_ON_HYBRID).unwrap();
@@ -206,6 +220,11 @@ pub fn in_this_thread(test: impl FnOnce()) -> Result<(), String> {
         text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
             .unwrap_or_else(|| "panicked".to_owned())
     })
+}
+
+/// A file as a VM gets it that may write to it.
+pub fn open(path: &Path) -> HostFile {
+    HostFile::open(path, Access::Write).unwrap()
 }
 
 /// Runs a future as a shim does: on one thread.

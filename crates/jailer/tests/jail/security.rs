@@ -7,7 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use fc_jailer::{JailError, Jailer};
 
 use crate::Test;
-use crate::host::{GID, Host, Runtime, UID, block_on};
+use crate::host::{GID, Host, Runtime, UID, block_on, open};
 use crate::seccomp::refusal;
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -319,14 +319,14 @@ fn drives_do_not_grow(runtime: &Runtime) {
         let (short, long) = (image("short", 3 << 20), image("long", 8 << 20));
         let (jail, vmm, mut orders) = host.start().await;
         let exposer = jail.exposer();
-        let name = exposer.expose("short", &short, false).await.unwrap();
+        let name = exposer.expose("short", &open(&short), false).await.unwrap();
         // Guest memory may be a file: no limit before the guest has started.
         orders.give(&format!("extend {name} {}", 4 << 20)).unwrap();
         jail.seal("orders.sock").unwrap();
         orders.give(&format!("extend {name} {}", 3 << 20)).unwrap();
         let longer = orders.give(&format!("extend {name} {}", 5 << 20));
         assert_eq!(longer, Err(libc::EFBIG));
-        let name = exposer.expose("long", &long, false).await.unwrap();
+        let name = exposer.expose("long", &open(&long), false).await.unwrap();
         orders.give(&format!("extend {name} {}", 8 << 20)).unwrap();
         let longer = orders.give(&format!("extend {name} {}", 9 << 20));
         assert_eq!(longer, Err(libc::EFBIG));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fc_jailer::{Jailer, StartError};
 
 use crate::Test;
-use crate::host::{Host, Runtime, block_on, executable};
+use crate::host::{Host, Runtime, block_on, executable, open};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("teardown::the_vmm_is_killed", the_vmm_is_killed),
@@ -54,7 +54,11 @@ fn close_kills_and_may_be_repeated(runtime: &Runtime) {
         let (jail, vmm, mut orders) = host.start().await;
         let one = host.base.path().join("one");
         fs::write(&one, "one").unwrap();
-        let name = jail.exposer().expose("one", &one, true).await.unwrap();
+        let name = jail
+            .exposer()
+            .expose("one", &open(&one), true)
+            .await
+            .unwrap();
         orders.give(&format!("read {name}")).unwrap();
         for _ in 0..2 {
             let errors = jail.close().await;

@@ -60,7 +60,7 @@ fn base(host: &Host) -> Vec<PathBuf> {
 fn layers_of(prepared: Prepared) -> (Image, Option<Disk>) {
     match prepared {
         Prepared::Layers { image, disk } => (image, disk),
-        Prepared::Device(device) => panic!("{device:?} is no image"),
+        Prepared::Device { device, .. } => panic!("{device:?} is no image"),
     }
 }
 

@@ -1,12 +1,10 @@
 //! A container's drives: its files attached to the VM's slots and mounted in the guest.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use fc_drives::{Attach, DriveError, Drives, Held, Kind, SlotState};
+use fc_drives::{Attach, DriveError, Drives, Kind, SlotState};
+use fc_host_file::HostFile;
 use fc_proto::guest::{BUNDLE_ROOT, feature};
 use fc_proto::task::api::Mount;
-use fc_rootfs::{DISK_FSTYPE, DISK_UPPER, DISK_WORK, Device, IMAGE_FSTYPE, Prepared};
+use fc_rootfs::{DISK_FSTYPE, DISK_UPPER, DISK_WORK, IMAGE_FSTYPE, Prepared};
 use fc_vm::machine::chain;
 
 use super::error::CallError;
@@ -27,8 +25,7 @@ pub async fn attach(
     let mounts = match &files.rootfs {
         Some(rootfs) => {
             let mounts_rootfs = running.machine.guest().has(feature::ROOTFS_MOUNTS);
-            let held = Arc::clone(rootfs) as Held;
-            let container = Container { drives, id, held };
+            let container = Container { drives, id };
             Some(container.rootfs(rootfs, mounts_rootfs).await?)
         }
         None => None,
@@ -40,10 +37,9 @@ pub async fn attach(
 async fn attach_volumes(
     drives: &Drives,
     id: &str,
-    volumes: &Arc<fc_volume::Prepared>,
+    volumes: &fc_volume::Prepared,
 ) -> Result<(), CallError> {
-    let held = Arc::clone(volumes) as Held;
-    let container = Container { drives, id, held };
+    let container = Container { drives, id };
     for drive in volumes.drives() {
         let kind = if drive.read_only {
             Kind::ReadOnly
@@ -53,7 +49,7 @@ async fn attach_volumes(
         container
             .attach(
                 kind,
-                &drive.host_path,
+                &drive.file,
                 &drive.destination,
                 &drive.fstype,
                 &drive.options,
@@ -109,26 +105,23 @@ pub fn guest_path(id: &str, below: &str) -> String {
 struct Container<'a> {
     drives: &'a Drives,
     id: &'a str,
-    /// What makes its files what they are, for as long as the VM uses them.
-    held: Held,
 }
 
 impl Container<'_> {
     async fn attach(
         &self,
         kind: Kind,
-        host_path: &Path,
+        file: &HostFile,
         destination: &str,
         fstype: &str,
         options: &[String],
     ) -> Result<(), CallError> {
         let request = Attach {
-            host_path: host_path.to_owned(),
+            file: file.clone(),
             destination: destination.to_owned(),
             fstype: fstype.to_owned(),
             options: options.to_vec(),
             owner: self.id.to_owned(),
-            held: Some(Arc::clone(&self.held)),
         };
         let attached = self.drives.attach(kind, request).await;
         attached.map(drop).map_err(|source| CallError::Drive {
@@ -145,24 +138,20 @@ impl Container<'_> {
     ) -> Result<Vec<Mount>, CallError> {
         let at = |name: &str| guest_path(self.id, name);
         match prepared {
-            Prepared::Device(Device {
-                source,
-                fstype,
-                options,
-                read_only,
-            }) => {
-                let kind = if *read_only {
+            Prepared::Device { device, file } => {
+                let kind = if device.read_only {
                     Kind::ReadOnly
                 } else {
                     Kind::Writable
                 };
-                self.attach(kind, source, &at("/rootfs"), fstype, options)
+                let rootfs = at("/rootfs");
+                self.attach(kind, file, &rootfs, &device.fstype, &device.options)
                     .await?;
                 Ok(Vec::new())
             }
             Prepared::Layers { image, disk: None } => {
                 let rootfs = at("/rootfs");
-                self.attach(Kind::ReadOnly, image.path(), &rootfs, IMAGE_FSTYPE, &[])
+                self.attach(Kind::ReadOnly, image.file(), &rootfs, IMAGE_FSTYPE, &[])
                     .await?;
                 Ok(Vec::new())
             }
@@ -176,8 +165,8 @@ impl Container<'_> {
                     ));
                 }
                 let (lower, upper) = (at("/image"), at("/disk"));
-                let image = self.attach(Kind::ReadOnly, image.path(), &lower, IMAGE_FSTYPE, &[]);
-                let disk = self.attach(Kind::Writable, disk.path(), &upper, DISK_FSTYPE, &[]);
+                let image = self.attach(Kind::ReadOnly, image.file(), &lower, IMAGE_FSTYPE, &[]);
+                let disk = self.attach(Kind::Writable, disk.file(), &upper, DISK_FSTYPE, &[]);
                 // Both to their ends, so that a failure leaves nothing half done.
                 let (image, disk) = tokio::join!(image, disk);
                 image.and(disk)?;
@@ -203,11 +192,15 @@ fn overlay(image: &str, disk: &str) -> Mount {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::process::Command;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use async_trait::async_trait;
-    use fc_drives::{BackendError, DrivePatcher, GuestMounter, Layout, Links, StubDrives};
+    use fc_drives::{
+        BackendError, BootOnly, DrivePatcher, GuestMounter, Layout, Links, StubDrives,
+    };
     use fc_volume::{CopySettings, VolumeError, VolumeFiles, Volumes};
 
     use super::*;
@@ -281,15 +274,16 @@ mod tests {
         };
         let stubs = StubDrives::create(dir.path(), &layout).unwrap();
         let links = Arc::new(Links::new(dir.path()));
-        let drives = stubs.connect(links, Arc::clone(&vm) as _, Arc::clone(&vm) as _);
-        let volumes = Arc::new(prepare(dir.path()).await.unwrap());
+        let backends = (Arc::clone(&vm) as _, Arc::clone(&vm) as _);
+        let drives = stubs.connect(links, backends.0, backends.1, Arc::new(BootOnly));
+        let volumes = prepare(dir.path()).await.unwrap();
         attach_volumes(&drives, "c", &volumes).await.unwrap();
 
         vm.busy.store(true, Ordering::Relaxed);
         drives.detach_owner("c").await.unwrap_err();
         drop(volumes);
         let refused = prepare(dir.path()).await.unwrap_err();
-        assert!(chain(&refused).contains("in use by another container"));
+        assert!(chain(&refused).contains("is in use: another VM or container"));
 
         vm.busy.store(false, Ordering::Relaxed);
         drives.detach_owner("c").await.unwrap();

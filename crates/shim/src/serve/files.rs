@@ -1,7 +1,5 @@
 //! What a container's drives hold: files on the host, made while the VM boots.
 
-use std::sync::Arc;
-
 use fc_proto::task::api::{CreateTaskRequest, Mount};
 use fc_rootfs::ContainerFiles;
 use fc_volume::VolumeFiles;
@@ -18,9 +16,9 @@ const GUEST_MOUNT: &str = "vm:";
 /// the VM's slots have all dropped them: a drive that cannot be detached keeps its files.
 pub struct Files {
     /// Its rootfs; `None` for one that is in the guest already.
-    pub rootfs: Option<Arc<fc_rootfs::Prepared>>,
+    pub rootfs: Option<fc_rootfs::Prepared>,
     /// Its mounts, and the spec in which they are the guest's.
-    pub volumes: Arc<fc_volume::Prepared>,
+    pub volumes: fc_volume::Prepared,
 }
 
 /// Makes the files of a container.
@@ -39,10 +37,9 @@ pub async fn prepare(
         rootfs(shim, request, disk_size),
         volumes(shim, request, spec, disk_size)
     );
-    let (rootfs, volumes) = (rootfs?, volumes?);
     Ok(Files {
-        rootfs: rootfs.map(Arc::new),
-        volumes: Arc::new(volumes),
+        rootfs: rootfs?,
+        volumes: volumes?,
     })
 }
 

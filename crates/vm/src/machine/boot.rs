@@ -1,13 +1,14 @@
 //! From a spec to a VM whose agent answers.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fc_client::host::kvm::{self, Kvm};
 use fc_client::{Vmm, VmmEnd};
 use fc_config::Config;
-use fc_drives::{Attach, DriveMountSlot, Drives, Layout, StubDrives};
+use fc_drives::{Attach, BootOnly, DriveMountSlot, Drives, Layout, StubDrives};
+use fc_host_file::HostFile;
 use fc_jailer::{Jailer, Role, Runc, Setup, Start, Unjailed};
 use fc_proto::guest::ANNOUNCE_PORT;
 use sha2::{Digest, Sha256};
@@ -19,6 +20,7 @@ use super::error::{BootError, chain};
 use super::fifos::Fifos;
 use super::guest::{Guest, GuestError, announcement};
 use super::last_words::{Console, LastLog};
+use super::preflight::DriveFiles;
 use super::spec::drive_mount_field;
 use super::{HostPorts, Machine, Progress, VmDir, VmSpec, VmmInfo, WaitsFor, dir, preflight};
 use crate::guest_image;
@@ -53,7 +55,7 @@ pub async fn boot(
 ) -> Result<Machine, BootError> {
     let deadline = Instant::now() + spec.timeout;
     let check = progress.begin("check the request", WaitsFor::Nobody);
-    preflight::check(&spec)?;
+    let files = preflight::check(&spec)?;
     let vmm = fc_client::host::vmm::choose(config.firecracker_binary_path.as_deref())?;
     tracing::info!(vmm = %vmm.path.display(), reason = vmm.reason, "Starting the VMM");
     drop(check);
@@ -68,7 +70,7 @@ pub async fn boot(
         jail: Arc::clone(&jail),
     };
     let (vm_id, bound) = (spec.vm_id.clone(), spec.timeout);
-    let booted = tokio::time::timeout_at(deadline, host.boot(&vmm.path, spec, state)).await;
+    let booted = tokio::time::timeout_at(deadline, host.boot(&vmm.path, spec, files, state)).await;
     let error = match booted {
         Ok(Ok(machine)) => return Ok(machine),
         Ok(Err(error)) => error,
@@ -149,9 +151,10 @@ impl Host<'_> {
         &self,
         vmm: &Path,
         spec: VmSpec,
+        files: DriveFiles,
         state: &mut State,
     ) -> Result<Machine, BootError> {
-        let files = self.progress.begin("make the VM's files", WaitsFor::Nobody);
+        let making = self.progress.begin("make the VM's files", WaitsFor::Nobody);
         let stubs = StubDrives::create(self.jail.root(), &layout(&spec))?;
         for stub in stubs.boot_drives() {
             self.jail.share(&stub.file_name)?;
@@ -159,11 +162,15 @@ impl Host<'_> {
         let announcements = self.ports.listen(ANNOUNCE_PORT);
         let announcements = announcements.map_err(BootError::Listen)?;
         let fifos = Fifos::make(self.vm_dir, &spec, state, self.progress)?;
-        drop(files);
+        drop(making);
         let showing = self
             .progress
             .begin("show files to the VMM", WaitsFor::Nobody);
-        let shown = self.show(&spec, &fifos).await?;
+        let root = self
+            .jail
+            .drive_file(files.root, !spec.root.writable)
+            .await?;
+        let shown = self.show(&spec, &root, &fifos).await?;
         drop(showing);
         let emulates = emulates(vmm);
         let vmm = self.start(vmm, &fifos, state).await?;
@@ -177,8 +184,9 @@ impl Host<'_> {
                 self.jail.exposer(),
                 Arc::new(Patcher(vmm.client().clone())),
                 Arc::new(Mounter(guest.clone())),
+                Arc::new(BootOnly),
             );
-            self.mount(&spec, &drives).await?;
+            self.mount(&spec, files.mounts, &drives).await?;
             Ok((guest, drives))
         };
         let (guest, drives) = tokio::select! {
@@ -198,23 +206,26 @@ impl Host<'_> {
             vmm,
             guest,
             drives,
+            root: Mutex::new(Some(root)),
             fifos,
         })
     }
 
     /// Shows the VMM the files that it boots from and writes to.
-    async fn show(&self, spec: &VmSpec, fifos: &Fifos) -> Result<Shown, BootError> {
+    async fn show(
+        &self,
+        spec: &VmSpec,
+        root: &HostFile,
+        fifos: &Fifos,
+    ) -> Result<Shown, BootError> {
         let jail = &self.jail;
-        let root = Role::RootDrive {
-            read_only: !spec.root.writable,
-        };
         Ok(Shown {
             kernel: jail.show(Role::Kernel, &spec.kernel).await?,
             initrd: match &spec.initrd {
                 Some(initrd) => Some(jail.show(Role::Initrd, initrd).await?),
                 None => None,
             },
-            root: jail.show(root, &spec.root.path).await?,
+            root: jail.show_root(root, !spec.root.writable)?,
             log: jail.show_fifo(dir::LOG_FIFO, &fifos.log).await?,
             metrics: jail.show_fifo(dir::METRICS_FIFO, &fifos.metrics).await?,
         })
@@ -297,26 +308,27 @@ impl Host<'_> {
     }
 
     /// Mounts the drive mounts in the guest, in their order.
-    async fn mount(&self, spec: &VmSpec, drives: &Drives) -> Result<(), BootError> {
-        for (index, mount) in spec.drive_mounts.iter().enumerate() {
+    async fn mount(
+        &self,
+        spec: &VmSpec,
+        files: Vec<HostFile>,
+        drives: &Drives,
+    ) -> Result<(), BootError> {
+        for (index, (mount, file)) in spec.drive_mounts.iter().zip(files).enumerate() {
             let copying = self.progress.begin("show a drive mount", WaitsFor::Nobody);
-            let shown = self
-                .jail
-                .drive_file(&mount.host_path, !mount.writable)
-                .await;
-            let host_path = shown.map_err(|source| BootError::DriveFile {
+            let shown = self.jail.drive_file(file, !mount.writable).await;
+            let file = shown.map_err(|source| BootError::DriveFile {
                 index,
                 source: Box::new(source),
             })?;
             drop(copying);
             let _mounting = self.progress.begin("mount a drive mount", WaitsFor::Guest);
             let attach = Attach {
-                host_path,
+                file,
                 destination: mount.vm_path.clone(),
                 fstype: mount.fstype.clone(),
                 options: mount.options.clone(),
                 owner: drive_mount_field(index),
-                held: None,
             };
             let attached = drives.attach_drive_mount(index, attach).await;
             attached.map_err(|source| BootError::DriveMount {

@@ -15,10 +15,11 @@ mod spec;
 mod stop;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fc_client::{ApiError, Client, Vmm, VmmEnd};
 use fc_drives::Drives;
+use fc_host_file::HostFile;
 use fc_jailer::Jailer;
 use fifos::Fifos;
 use tokio::task::JoinHandle;
@@ -46,6 +47,8 @@ pub struct Machine {
     vmm: Vmm,
     guest: Guest,
     drives: Drives,
+    /// The root drive's file; `None` when the VM has ended.
+    root: Mutex<Option<HostFile>>,
     fifos: Fifos,
     jail: Arc<dyn Jailer>,
     ports: HostPorts,
@@ -119,10 +122,16 @@ impl Machine {
         self.jail.cgroup_path()
     }
 
-    /// Lets go of what containers' drives held in a VM that has ended, and removes its jail, without blocking. Answers all that failed; it stays on record, for
-    /// [`crate::state::undo`].
+    /// Lets go of the files of a VM that has ended, and removes its jail, without blocking. Answers all that
+    /// failed; it stays on record, for [`crate::state::undo`].
     pub async fn close(&self) -> Vec<fc_jailer::UndoError> {
         self.drives.vm_ended();
+        let root = self
+            .root
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(root);
         self.jail.close().await
     }
 

@@ -1,9 +1,10 @@
-//! What would make a boot fail, found before anything is started.
+//! What would make a boot fail, found before anything is started: files that are not there, or in use elsewhere.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+
+use fc_host_file::{Access, Found, HostFile, HostFileError};
 
 use super::spec::{VmSpec, drive_mount_field};
 
@@ -18,9 +19,17 @@ const HEAD: usize = 1024;
 /// Why a VM cannot boot on this host.
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
-    /// A file that the VM is made of cannot be read.
-    #[error("The {what} {} cannot be read{}", path.display(), advice(*what, source))]
+    /// A file that the VM is made of is none, cannot be opened, or is in use.
+    #[error("The {what} cannot be used{}", advice(*what, source))]
     File {
+        /// Which file.
+        what: What,
+        /// Why; names the file.
+        source: HostFileError,
+    },
+    /// A file that the VM is made of cannot be read.
+    #[error("The {what} {} cannot be read", path.display())]
+    Read {
         /// Which file.
         what: What,
         /// Its path.
@@ -28,7 +37,7 @@ pub enum PreflightError {
         /// Why.
         source: io::Error,
     },
-    /// A file of the VM is empty or a directory.
+    /// A file of the VM is empty or holds something else.
     #[error("The {what} {} cannot be used: {why}", path.display())]
     WrongFile {
         /// Which file.
@@ -74,8 +83,11 @@ impl std::fmt::Display for What {
     }
 }
 
-fn advice(what: What, error: &io::Error) -> &'static str {
-    match (error.kind(), what) {
+fn advice(what: What, error: &HostFileError) -> &'static str {
+    let HostFileError::Open { source, .. } = error else {
+        return "";
+    };
+    match (source.kind(), what) {
         (io::ErrorKind::NotFound, What::Kernel) => {
             " (build it with firecracker-image, or correct kernel_image_path)"
         }
@@ -89,11 +101,20 @@ fn advice(what: What, error: &io::Error) -> &'static str {
     }
 }
 
-/// Checks the files of `spec` and the host's memory.
+/// The files of a VM's drives, locked as it uses them: for reading where the jail makes a private copy.
+#[derive(Debug)]
+pub struct DriveFiles {
+    /// The root drive's.
+    pub root: HostFile,
+    /// Those of the drive mounts, in order.
+    pub mounts: Vec<HostFile>,
+}
+
+/// Checks the files of `spec` and the host's memory. From here on nobody else gets the files of its drives.
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn check(spec: &VmSpec) -> Result<(), PreflightError> {
+pub fn check(spec: &VmSpec) -> Result<DriveFiles, PreflightError> {
     let head = head(What::Kernel, &spec.kernel)?;
     if ![ELF_MAGIC, BZIMAGE_MAGIC, ARM64_MAGIC]
         .iter()
@@ -108,45 +129,70 @@ pub fn check(spec: &VmSpec) -> Result<(), PreflightError> {
     if let Some(initrd) = &spec.initrd {
         self::head(What::Initrd, initrd)?;
     }
-    self::head(What::RootImage, &spec.root.path)?;
-    for (index, mount) in spec.drive_mounts.iter().enumerate() {
-        self::head(What::DriveMount(index), &mount.host_path)?;
+    if let Some(available) = available_mib()
+        && u64::from(spec.memory_mib) > available
+    {
+        return Err(PreflightError::HostMemory {
+            asked: spec.memory_mib.into(),
+            available,
+        });
     }
-    let available = available_mib();
-    match available {
-        Some(available) if u64::from(spec.memory_mib) > available => {
-            Err(PreflightError::HostMemory {
-                asked: spec.memory_mib.into(),
-                available,
-            })
-        }
-        _ => Ok(()),
-    }
+    let root = drive(spec, What::RootImage, &spec.root.path, spec.root.writable)?;
+    let mounts = spec.drive_mounts.iter().enumerate();
+    let mounts = mounts.map(|(index, mount)| {
+        let what = What::DriveMount(index);
+        drive(spec, what, &mount.host_path, mount.writable)
+    });
+    Ok(DriveFiles {
+        root,
+        mounts: mounts.collect::<Result<_, _>>()?,
+    })
+}
+
+/// Opens and locks the file of a drive.
+fn drive(
+    spec: &VmSpec,
+    what: What,
+    path: &Path,
+    writable: bool,
+) -> Result<HostFile, PreflightError> {
+    let unusable = |source| PreflightError::File { what, source };
+    let found = Found::at(path).map_err(unusable)?;
+    let policy = spec.jail.as_ref().map(|jail| jail.policy);
+    let copied = policy.is_some_and(|policy| policy.copies(found.is_block_device()));
+    let access = if writable && !copied {
+        Access::Write
+    } else {
+        Access::Read
+    };
+    let file = found.open(access).map_err(unusable)?;
+    read_head(what, path, file.file())?;
+    Ok(file)
+}
+
+/// The first bytes of a file that nobody else must leave alone.
+fn head(what: What, path: &Path) -> Result<Vec<u8>, PreflightError> {
+    let file = Found::at(path).and_then(|found| found.look());
+    let file = file.map_err(|source| PreflightError::File { what, source })?;
+    read_head(what, path, &file)
 }
 
 /// The first bytes of a file, which must be there.
-fn head(what: What, path: &Path) -> Result<Vec<u8>, PreflightError> {
-    let wrong = |why| PreflightError::WrongFile {
-        what,
-        path: path.to_owned(),
-        why,
-    };
-    let unreadable = |source| PreflightError::File {
-        what,
-        path: path.to_owned(),
-        source,
-    };
-    // Asked first: opening a FIFO would wait for a writer.
-    let kind = std::fs::metadata(path).map_err(unreadable)?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(wrong("it is neither a file nor a block device"));
-    }
+fn read_head(what: What, path: &Path, file: &File) -> Result<Vec<u8>, PreflightError> {
     let mut head = Vec::with_capacity(HEAD);
-    File::open(path)
-        .and_then(|file| file.take(HEAD as u64).read_to_end(&mut head))
-        .map_err(unreadable)?;
+    file.take(HEAD as u64)
+        .read_to_end(&mut head)
+        .map_err(|source| PreflightError::Read {
+            what,
+            path: path.to_owned(),
+            source,
+        })?;
     if head.is_empty() {
-        return Err(wrong("it is empty"));
+        return Err(PreflightError::WrongFile {
+            what,
+            path: path.to_owned(),
+            why: "it is empty",
+        });
     }
     Ok(head)
 }
@@ -164,6 +210,8 @@ mod tests {
     use super::*;
     use fc_config::Config;
     use fc_proto::control::CreateVMRequest;
+
+    use crate::machine::chain;
 
     fn spec(dir: &Path) -> VmSpec {
         let config = Config {
@@ -189,7 +237,7 @@ mod tests {
             ("root", "root_drive"),
         ] {
             std::fs::rename(dir.path().join(name), dir.path().join("away")).unwrap();
-            let text = check(&spec).unwrap_err().to_string();
+            let text = chain(&check(&spec).unwrap_err());
             assert!(text.contains(word), "{text}");
             std::fs::rename(dir.path().join("away"), dir.path().join(name)).unwrap();
         }
@@ -219,7 +267,13 @@ mod tests {
             problem()
         );
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
-        assert!(problem().contains("neither a file"), "{}", problem());
+        assert!(
+            problem().contains("DriveMounts[0].HostPath"),
+            "{}",
+            problem()
+        );
+        let kind = check(&spec).unwrap_err();
+        assert!(chain(&kind).contains("is a FIFO"), "{kind:?}");
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "x").unwrap();
         check(&spec).unwrap();

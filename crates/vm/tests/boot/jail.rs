@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use fc_drives::{Attach, Kind};
+use fc_host_file::{Access, HostFile};
 use fc_proto::control::{CreateVMRequest, DriveExposePolicy, FirecrackerDriveMount, JailerConfig};
 use fc_proto::protobuf::MessageField;
 use fc_vm::machine::Progress;
@@ -57,12 +58,11 @@ async fn jailed(policy: DriveExposePolicy) {
     }
 
     let attach = Attach {
-        host_path: host.image("disk.img").into(),
+        file: HostFile::open(host.image("disk.img").as_ref(), Access::Write).unwrap(),
         destination: "/container/c/disk".into(),
         fstype: "ext4".into(),
         options: Vec::new(),
         owner: "c".into(),
-        held: None,
     };
     machine
         .drives()

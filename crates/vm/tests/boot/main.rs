@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use fc_drives::{Attach, Kind};
+use fc_host_file::{Access, HostFile};
 use fc_proto::control::{
     CreateVMRequest, FirecrackerBalloonDevice, FirecrackerDriveMount, FirecrackerNetworkInterface,
     FirecrackerRateLimiter, FirecrackerRootDrive, FirecrackerTokenBucket,
@@ -245,12 +246,11 @@ async fn a_connection_that_breaks_is_made_again() {
         drop(up.unwrap());
         // Through the new connection, by one who has known the guest since before it.
         let attach = Attach {
-            host_path: host.image("disk.img").into(),
+            file: HostFile::open(host.image("disk.img").as_ref(), Access::Write).unwrap(),
             destination: "/container/c/disk".into(),
             fstype: "ext4".into(),
             options: Vec::new(),
             owner: format!("c{number}"),
-            held: None,
         };
         machine
             .drives()

@@ -52,7 +52,7 @@ async fn files_and_directories_share_one_image() {
         ("erofs", "/container/c/volumes")
     );
     assert_eq!(
-        fs::metadata(&drive.host_path).unwrap().mode() & 0o777,
+        fs::metadata(drive.file.path()).unwrap().mode() & 0o777,
         0o600
     );
     assert_eq!(
@@ -115,7 +115,7 @@ async fn a_writable_bind_needs_the_annotation() {
             .map(|drive| (drive.fstype.as_str(), drive.read_only))
             .collect();
         assert_eq!(drives, [("erofs", true), ("ext4", false)]);
-        let file = &prepared.drives()[1].host_path;
+        let file = prepared.drives()[1].file.path();
         assert_eq!(fs::metadata(file).unwrap().len(), 64 * MIB);
         let read = host.in_drive(
             &prepared,

@@ -117,7 +117,7 @@ impl Host {
         in_namespace(|| {
             let end = Command::new("mount")
                 .args(["-n", "-t", &drive.fstype, "-o", &format!("loop,{access}")])
-                .args([&drive.host_path, &target])
+                .args([drive.file.path(), &target])
                 .output()
                 .unwrap();
             let complaint = String::from_utf8_lossy(&end.stderr);

@@ -68,7 +68,10 @@ async fn a_writable_image_has_one_user() {
     let first = host.prepare(&writable, None).await.unwrap();
     for again in [&writable, &read_only] {
         let text = chain(&host.prepare(again, None).await.unwrap_err());
-        assert!(text.contains("in use by another container"), "{text}");
+        assert!(
+            text.contains("is in use: another VM or container"),
+            "{text}"
+        );
     }
     drop(first);
     let readers = [
@@ -95,17 +98,17 @@ async fn what_is_no_such_image_is_refused_by_name() {
             "dir",
             "ext4",
             &[],
-            "neither an image file nor a block device",
+            "a directory, neither a regular file nor a block device",
         ),
         (
             "fifo",
             "ext4",
             &[],
-            "neither an image file nor a block device",
+            "a FIFO, neither a regular file nor a block device",
         ),
         ("data.ext4", "ext4", &["offset=4096"], "offset=4096"),
         ("data.ext4", "ext4", &["rshared"], "rshared"),
-        ("missing", "ext4", &[], "cannot look at"),
+        ("missing", "ext4", &[], "Cannot open"),
         ("data.ext4", "vfat", &[], "vfat"),
     ] {
         let mounts = json!([{"destination": "/d", "type": fstype, "source": host.path(source), "options": options}]);
@@ -126,7 +129,7 @@ async fn a_block_device_is_an_image_too() {
     host.sh(&format!("losetup -d {device}"));
     let prepared = prepared.unwrap();
     assert_eq!(
-        prepared.drives()[0].host_path,
+        prepared.drives()[0].file.path(),
         std::path::Path::new(&device)
     );
     assert!(fs::metadata(&device).is_ok());
