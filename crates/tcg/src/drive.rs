@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use crate::fault::BlockFault;
 use crate::model::{CacheType, DriveConfig, IoEngine, RateLimiter};
@@ -20,6 +20,8 @@ pub struct DriveFile {
     pub file: File,
     /// What the guest sees of it: whole sectors.
     pub size: u64,
+    /// Whether it is a block device of the host rather than a regular file.
+    pub block_device: bool,
     /// The serial number the guest sees: made of the file's device and inode, as Firecracker makes it.
     pub serial: String,
 }
@@ -57,6 +59,7 @@ impl DriveFile {
         Ok(Self {
             file,
             size: bytes / SECTOR * SECTOR,
+            block_device: metadata.file_type().is_block_device(),
             serial,
         })
     }

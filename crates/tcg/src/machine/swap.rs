@@ -39,7 +39,7 @@ impl Swap<'_> {
         let fdset = added["fdset-id"]
             .as_i64()
             .ok_or_else(|| QemuError::Protocol("an answer to add-fd without a set".to_owned()))?;
-        let node = drive_node(self.new_node, fdset, self.size, mode);
+        let node = drive_node(self.new_node, fdset, new, mode);
         let opened = self.qmp.execute("blockdev-add", node).await;
         // An open node has its own copy of the descriptor.
         self.qmp

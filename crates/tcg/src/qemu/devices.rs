@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use serde_json::{Value, json};
 
 use super::command::{Arguments, Link, Plan, PlannedDrive};
-use crate::drive::DriveMode;
+use crate::drive::{DriveFile, DriveMode};
 
 /// Virtio devices of all kinds that a guest can have: microvm has 24 virtio-mmio transports, but with more
 /// than 22 in use guests were seen to hang.
@@ -30,18 +30,23 @@ pub fn drive_node_name(index: usize, swaps: u64) -> String {
     format!("file{index}-{swaps}")
 }
 
-/// A block node over the descriptor set `fdset`, of a fixed size: QEMU then cannot resize the file, and the
-/// guest does not see a last partial sector.
+/// A block node over the descriptor set `fdset`, which holds `file`, of a fixed size: QEMU then cannot resize the
+/// file, and the guest does not see a last partial sector.
 #[must_use]
-pub fn drive_node(name: &str, fdset: i64, size: u64, mode: DriveMode) -> Value {
+pub fn drive_node(name: &str, fdset: i64, file: &DriveFile, mode: DriveMode) -> Value {
+    // QEMU's driver for each refuses the other.
+    let driver = match file.block_device {
+        true => "host_device",
+        false => "file",
+    };
     json!({
         "driver": "raw",
         "node-name": name,
         "read-only": mode.read_only,
-        "size": size,
+        "size": file.size,
         "cache": { "direct": false, "no-flush": mode.ignore_flush },
         "file": {
-            "driver": "file",
+            "driver": driver,
             "filename": format!("/dev/fdset/{fdset}"),
             "read-only": mode.read_only,
             // Firecracker takes no locks; two VMs may share a read-only file, and a writer may come first.
@@ -65,7 +70,7 @@ impl Plan<'_> {
             let node = drive_node_name(index, 0);
             args.json(
                 "-blockdev",
-                &drive_node(&node, fdset, drive.backing.size, drive.mode()),
+                &drive_node(&node, fdset, &drive.backing, drive.mode()),
             );
             args.json(
                 "-device",
@@ -147,10 +152,17 @@ mod tests {
             ignore_flush: false,
             io_uring: false,
         };
-        let node = drive_node("n", 7, 1024, mode);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1024 + 1).unwrap();
+        let mut file = DriveFile::open(file.path().to_str().unwrap(), true).unwrap();
+        let node = drive_node("n", 7, &file, mode);
         assert_eq!(node["size"], 1024);
+        assert_eq!(node["file"]["driver"], "file");
         assert_eq!(node["read-only"], true);
         assert_eq!(node["file"]["filename"], "/dev/fdset/7");
         assert_eq!(node["cache"]["no-flush"], false);
+        file.block_device = true;
+        let node = drive_node("n", 7, &file, mode);
+        assert_eq!(node["file"]["driver"], "host_device");
     }
 }
