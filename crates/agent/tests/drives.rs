@@ -8,6 +8,7 @@ use std::process::Command;
 
 use fc_proto::guest::{DriveMounterClient, MountDriveRequest, UnmountDriveRequest};
 use fc_proto::ttrpc::Code;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use support::{Agent, code, context, skipped};
 
 /// A loop device over a file, until dropped.
@@ -97,13 +98,19 @@ async fn a_drive_is_mounted_when_its_file_has_come_and_really_unmounted() {
         .arg(&rootfs)
         .arg(&image));
     fs::remove_dir_all(&container).unwrap();
+    // The agent makes the mount point before it waits for the file.
+    let made = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+    made.add_watch(container.parent().unwrap(), AddWatchFlags::IN_CREATE)
+        .unwrap();
     let mounting = drives.mount_drive(context(), &mount);
-    let replacing = async {
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let replacing = tokio::task::spawn_blocking(move || {
+        made.read_events().unwrap();
         stub.replace(&image);
-    };
-    let (mounted, ()) = tokio::join!(mounting, replacing);
+        stub
+    });
+    let (mounted, stub) = tokio::join!(mounting, replacing);
     mounted.unwrap();
+    let stub = stub.unwrap();
 
     let ports = agent.ports();
     let mut request = agent.request("c1", "echo kept > /file; cat /file", false, ports.base);

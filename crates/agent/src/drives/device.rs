@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::errno::Errno;
 
 use super::DriveError;
+use crate::mount::Disk;
 
 nix::ioctl_none!(
     /// Writes a device's cached blocks back and forgets them (`BLKFLSBUF`, linux/fs.h).
@@ -83,6 +84,12 @@ impl Device {
                 .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
         };
         parse().map_err(|source| self.error("read the number of", source))
+    }
+
+    /// What mount tables call it.
+    pub(super) fn disk(&self) -> Result<Disk, DriveError> {
+        let (major, minor) = self.number()?;
+        Ok(Disk::new(major, minor, self.path()))
     }
 
     /// Forgets cached blocks.

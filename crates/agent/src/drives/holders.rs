@@ -5,17 +5,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sys::stat::makedev;
-
-use crate::mount::is_listed;
+use crate::mount::{Disk, is_listed};
 
 /// Most holders that are named.
 const MAX: usize = 5;
 
-/// Names the processes that use the file system on the block device `major:minor`: those that have it
-/// mounted in a mount namespace other than ours, or a file of it open. One of each cgroup.
-pub(super) fn name(major: u64, minor: u64) -> String {
-    let device = makedev(major, minor);
+/// Names the processes that use the file system on a block device, which is `device` in stat(2) and `disk` in mount
+/// tables: those that have it mounted in a mount namespace other than ours, or a file of it open. One of each cgroup.
+pub(super) fn name(device: u64, disk: &Disk) -> String {
     let own = namespace(Path::new("/proc/self"));
     let mut holders = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -25,9 +22,8 @@ pub(super) fn name(major: u64, minor: u64) -> String {
         let process = entry.path();
         // A process may end while it is looked at: then it holds nothing.
         let elsewhere = namespace(&process) != own;
-        let mounted = || {
-            fs::read(process.join("mountinfo")).is_ok_and(|table| is_listed(&table, major, minor))
-        };
+        let mounted =
+            || fs::read(process.join("mountinfo")).is_ok_and(|table| is_listed(&table, disk));
         if (elsewhere && mounted()) || has_open(&process, device) {
             let word = |file: &str| fs::read_to_string(process.join(file)).unwrap_or_default();
             let cgroup = word("cgroup");
@@ -73,7 +69,9 @@ mod tests {
         let device = file.as_file().metadata().unwrap().dev();
         let this = Path::new("/proc/self");
         assert!(has_open(this, device));
-        assert!(!has_open(this, makedev(4095, 1)));
-        assert_eq!(name(4095, 1), "somebody who is no process");
+        let unused = nix::sys::stat::makedev(4095, 1);
+        assert!(!has_open(this, unused));
+        let disk = Disk::new(4095, 1, "/dev/none".to_owned());
+        assert_eq!(name(unused, &disk), "somebody who is no process");
     }
 }

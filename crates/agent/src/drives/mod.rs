@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use nix::errno::Errno;
+use nix::sys::stat::makedev;
 
 use crate::machine::Role;
 use crate::mount::{self, InfoError, MountError, RootError};
@@ -31,7 +32,9 @@ pub use service::DriveService;
 const SWAP_BOUND: Duration = Duration::from_secs(10);
 /// Bound on the wait for a device that other mount namespaces are about to let go of.
 const BUSY_BOUND: Duration = Duration::from_secs(5);
-/// The kernel does not tell when a device is let go of, so it is asked this often.
+/// The kernel tells nobody when a block device is let go of, so it is asked this often. `/proc/self/mountinfo` can be
+/// polled, but it is of one's own mount namespace only. An end of the last process in the other one can be waited for,
+/// but the kernel unmounts what that process had at some time after it, and not every holder is a process.
 const BUSY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why a drive could not be mounted or unmounted.
@@ -196,8 +199,7 @@ impl Drives {
         let bundles = self.bundles.clone();
         let (owned, copy) = (id.to_owned(), device.clone());
         blocking(move || {
-            let (major, minor) = copy.number()?;
-            let mut points = mount::mount_points(major, minor)?;
+            let mut points = mount::mount_points(&copy.disk()?)?;
             points.reverse();
             for point in points {
                 match mount::unmount(&point) {
@@ -268,14 +270,18 @@ impl Drives {
 
 /// The error for a device that somebody does not let go of.
 fn busy(id: &str, device: &Device) -> DriveError {
-    match device.number() {
-        Ok((major, minor)) => DriveError::Busy {
+    let named = || {
+        let (major, minor) = device.number()?;
+        Ok(holders::name(makedev(major, minor), &device.disk()?))
+    };
+    named().map_or_else(
+        |error| error,
+        |holders| DriveError::Busy {
             id: id.to_owned(),
             name: device.name().to_owned(),
-            holders: holders::name(major, minor),
+            holders,
         },
-        Err(error) => error,
-    }
+    )
 }
 
 /// Runs `work`, which waits for a disk, beside the event loop.

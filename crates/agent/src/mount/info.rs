@@ -10,13 +10,37 @@ use std::path::PathBuf;
 #[error("Cannot read the list of mounts")]
 pub struct InfoError(#[source] io::Error);
 
-/// Where the block device `major:minor` is mounted, in the order of mounting.
+/// A block device as mount tables name it.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    number: String,
+    path: String,
+}
+
+impl Disk {
+    /// The device `major:minor`, whose node is at `path` and was mounted by that name.
+    #[must_use]
+    pub fn new(major: u64, minor: u64, path: String) -> Self {
+        Self {
+            number: format!("{major}:{minor}"),
+            path,
+        }
+    }
+
+    fn holds(&self, entry: &Entry) -> bool {
+        // Btrfs may be on several devices: its number is one of its own, and the device is shown as the source.
+        entry.device == self.number.as_bytes()
+            || entry.is_btrfs() && entry.source == self.path.as_bytes()
+    }
+}
+
+/// Where a block device is mounted, in the order of mounting.
 ///
 /// # Errors
 /// When the kernel's list cannot be read.
-pub fn mount_points(major: u64, minor: u64) -> Result<Vec<PathBuf>, InfoError> {
+pub fn mount_points(disk: &Disk) -> Result<Vec<PathBuf>, InfoError> {
     let table = std::fs::read("/proc/self/mountinfo").map_err(InfoError)?;
-    Ok(parse(&table, &format!("{major}:{minor}")))
+    Ok(parse(&table, disk))
 }
 
 /// Where anything that holds data of disks is mounted, except `/`, in the order of mounting.
@@ -40,11 +64,10 @@ pub fn top_mounts() -> Result<Vec<PathBuf>, InfoError> {
     Ok(parse_top(&table))
 }
 
-/// Whether a process's mount table lists the block device `major:minor`.
+/// Whether a process's mount table lists the block device.
 #[must_use]
-pub fn is_listed(table: &[u8], major: u64, minor: u64) -> bool {
-    let device = format!("{major}:{minor}");
-    entries(table).any(|entry| entry.device == device.as_bytes())
+pub fn is_listed(table: &[u8], disk: &Disk) -> bool {
+    entries(table).any(|entry| disk.holds(&entry))
 }
 
 fn parse_top(table: &[u8]) -> Vec<PathBuf> {
@@ -58,9 +81,9 @@ fn parse_top(table: &[u8]) -> Vec<PathBuf> {
         .collect()
 }
 
-fn parse(table: &[u8], device: &str) -> Vec<PathBuf> {
+fn parse(table: &[u8], disk: &Disk) -> Vec<PathBuf> {
     entries(table)
-        .filter(|entry| entry.device == device.as_bytes())
+        .filter(|entry| disk.holds(entry))
         .map(|entry| unescape(entry.target))
         .collect()
 }
@@ -72,12 +95,17 @@ struct Entry<'a> {
     device: &'a [u8],
     target: &'a [u8],
     fstype: &'a [u8],
+    source: &'a [u8],
 }
 
 impl Entry<'_> {
     /// Block devices have a major number; an overlay has none but keeps its layers in use.
     fn is_on_disk(&self) -> bool {
-        !self.device.starts_with(b"0:") || self.fstype == b"overlay"
+        !self.device.starts_with(b"0:") || self.fstype == b"overlay" || self.is_btrfs()
+    }
+
+    fn is_btrfs(&self) -> bool {
+        self.fstype == b"btrfs"
     }
 }
 
@@ -89,13 +117,16 @@ fn entries(table: &[u8]) -> impl Iterator<Item = Entry<'_>> {
         let device = fields.next()?;
         let target = fields.nth(1)?;
         // Optional fields end with a dash.
-        let fstype = fields.skip_while(|field| *field != b"-").nth(1)?;
+        let mut fields = fields.skip_while(|field| *field != b"-");
+        let fstype = fields.nth(1)?;
+        let source = fields.next()?;
         Some(Entry {
             id,
             parent,
             device,
             target,
             fstype,
+            source,
         })
     })
 }
@@ -133,9 +164,15 @@ mod tests {
         let table = b"21 1 254:0 / / ro - erofs /dev/vda ro\n\
             30 21 254:16 / /a\\040b rw - ext4 /dev/vdb rw\n\
             31 21 254:1 / /other rw - ext4 /dev/vdc rw\n\
-            32 21 254:16 /sub /again rw - ext4 /dev/vdb rw\n";
-        let found = parse(table, "254:16");
-        assert_eq!(found, [PathBuf::from("/a b"), PathBuf::from("/again")]);
+            32 21 254:16 /sub /again rw - ext4 /dev/vdb rw\n\
+            33 21 0:44 / /many rw - btrfs /dev/vdd rw,subvolid=5\n\
+            34 21 0:45 / /tmp rw - tmpfs /dev/vdd rw\n";
+        let found = |minor, path: &str| parse(table, &Disk::new(254, minor, path.to_owned()));
+        assert_eq!(
+            found(16, "/dev/vdb"),
+            [PathBuf::from("/a b"), PathBuf::from("/again")]
+        );
+        assert_eq!(found(48, "/dev/vdd"), [PathBuf::from("/many")]);
     }
 
     #[test]
@@ -149,15 +186,17 @@ mod tests {
             parse_top(table),
             [PathBuf::from("/dev"), PathBuf::from("/a b")]
         );
-        assert!(is_listed(table, 254, 0) && !is_listed(table, 25, 0));
+        let listed = |major| is_listed(table, &Disk::new(major, 0, "/dev/vda".to_owned()));
+        assert!(listed(254) && !listed(25));
     }
 
     #[test]
     fn disks_and_overlays_hold_data() {
         let table = b"21 1 254:0 / / ro - erofs /dev/vda ro\n\
             22 21 0:5 / /dev rw shared:1 - devtmpfs dev rw\n\
-            23 21 0:40 / /c/rootfs rw master:1 shared:2 - overlay overlay rw\n";
+            23 21 0:40 / /c/rootfs rw master:1 shared:2 - overlay overlay rw\n\
+            24 21 0:41 / /c/other rw - btrfs /dev/vdb rw\n";
         let disks: Vec<_> = entries(table).map(|e| e.is_on_disk()).collect();
-        assert_eq!(disks, [true, false, true]);
+        assert_eq!(disks, [true, false, true, true]);
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-pub use info::{InfoError, disk_mounts, is_listed, mount_points};
+pub use info::{Disk, InfoError, disk_mounts, is_listed, mount_points};
 pub use options::Options;
 pub use root::{RootError, make_writable};
 
