@@ -61,7 +61,10 @@ pub fn write(tar: &Path) -> Result<(), ImageError> {
     let applets = applets(&busybox)?;
     let layers = first_layer(&program, &applets)
         .and_then(|first| Ok([first, second_layer()?]))
-        .and_then(|layers| layout(&layers))
+        .and_then(|layers| {
+            let config = json!({"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]});
+            archive(NAME, &config, &layers)
+        })
         .and_then(|bytes| std::fs::write(tar, bytes));
     layers.map_err(|source| ImageError::Write {
         path: tar.to_owned(),
@@ -156,8 +159,12 @@ fn entry<W: Write>(
     tar.append_data(&mut header, path, content)
 }
 
-/// The OCI image layout: blobs, index and marker in one tar.
-fn layout(layers: &[Vec<u8>]) -> io::Result<Vec<u8>> {
+/// An image called `name` for this machine's platform, as a tar with an OCI image layout: blobs, index and marker.
+/// `config` is the configuration's `config`, and `layers`, lowest first, are uncompressed tars.
+///
+/// # Errors
+/// When something does not fit into a tar.
+pub fn archive(name: &str, config: &Value, layers: &[Vec<u8>]) -> io::Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
     let mut blob = |content: &[u8], media_type: &str| -> io::Result<Value> {
         let digest = hex(&Sha256::digest(content));
@@ -181,10 +188,7 @@ fn layout(layers: &[Vec<u8>]) -> io::Result<Vec<u8>> {
     let config = json!({
         "architecture": oci_architecture(),
         "os": "linux",
-        "config": {
-            "Env": ["PATH=/bin"],
-            "Cmd": ["/bin/sh"],
-        },
+        "config": config,
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let config = blob(config.to_string().as_bytes(), "config.v1+json")?;
@@ -200,8 +204,8 @@ fn layout(layers: &[Vec<u8>]) -> io::Result<Vec<u8>> {
     });
     let mut manifest = blob(manifest.to_string().as_bytes(), "manifest.v1+json")?;
     manifest["annotations"] = json!({
-        "io.containerd.image.name": NAME,
-        "org.opencontainers.image.ref.name": "latest",
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": name.rsplit_once(':').map_or("latest", |(_, tag)| tag),
     });
     let index = json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string();
     entry(
@@ -221,7 +225,9 @@ fn layout(layers: &[Vec<u8>]) -> io::Result<Vec<u8>> {
     tar.into_inner()
 }
 
-fn oci_architecture() -> &'static str {
+/// This machine's architecture as images call it.
+#[must_use]
+pub fn oci_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
