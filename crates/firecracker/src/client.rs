@@ -294,7 +294,7 @@ fn fault_message(answer: &[u8]) -> String {
         fault_message: String,
     }
     match serde_json::from_slice::<Fault>(answer) {
-        Ok(fault) => text::excerpt(fault.fault_message.as_bytes()),
+        Ok(fault) => text::excerpt(fault.fault_message),
         Err(_) if answer.is_empty() => "no reason given".to_owned(),
         Err(_) => text::excerpt(answer),
     }

@@ -158,7 +158,7 @@ impl LineCutter {
 
     /// Gives what came after the last newline to `each`.
     pub(crate) fn finish(&mut self, mut each: impl FnMut(String)) {
-        let line = text::clean(&self.partial);
+        let line = text::one_line(&self.partial);
         self.partial.clear();
         if !line.is_empty() {
             each(line);

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use fc_client::text::excerpt;
 use fc_proto::ttrpc;
 use fc_proto::vm::{ReadRequest, Stream};
 
 use crate::host::{Host, vm_client};
-use crate::output::printable;
 
 /// How often the line is renewed.
 const RENEW: Duration = Duration::from_millis(250);
@@ -61,7 +61,7 @@ async fn read(host: &Host, id: &str, after: &mut u64, last_words: &mut String) {
         *after = answer.last;
         let newest = answer.lines.iter().rfind(|line| !line.trim().is_empty());
         if let Some(line) = newest {
-            *last_words = printable(line.trim()).chars().take(WIDTH).collect();
+            *last_words = excerpt(line.trim()).chars().take(WIDTH).collect();
         }
     }
 }

@@ -1,12 +1,13 @@
 //! `vm console` and `vm logs`: text that a VM's shim keeps.
 
 use clap::Args;
+use fc_client::text::excerpt;
 use fc_proto::vm::{ReadRequest, Stream};
 
 use super::Id;
 use crate::error::CtlError;
 use crate::host::{Host, vm_client};
-use crate::output::{emit, printable};
+use crate::output::emit;
 
 /// How long one call waits for a new line, in milliseconds.
 const WAIT_MS: u32 = 30_000;
@@ -78,7 +79,7 @@ async fn print(host: &Host, args: &TextArgs, stream: Stream) -> Result<(), CtlEr
             eprintln!("firecracker-ctl: {} older lines are not kept", answer.lost);
         }
         for line in &answer.lines {
-            emit(&printable(line));
+            emit(&excerpt(line));
         }
         let more = answer.last > after;
         after = answer.last;

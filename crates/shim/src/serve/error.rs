@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fc_client::ApiError;
+use fc_client::text::lines;
 use fc_drives::DriveError;
 use fc_proto::ttrpc::{self, Code, get_status};
 use fc_vm::machine::{BootError, Class, Console, StopError, chain};
@@ -186,7 +187,7 @@ impl CallError {
     pub fn into_rpc(self) -> ttrpc::Error {
         let code = match &self {
             Self::Guest(ttrpc::Error::RpcStatus(status)) => {
-                let text = printable(&status.message);
+                let text = lines(&status.message, MAX_TEXT);
                 return ttrpc::Error::RpcStatus(get_status(status.code(), text));
             }
             Self::NoTask(_) | Self::NoExec { .. } | Self::Gone { .. } => Code::NOT_FOUND,
@@ -215,7 +216,8 @@ impl CallError {
             | Self::Io(_)
             | Self::Encoding(_) => Code::INTERNAL,
         };
-        ttrpc::Error::RpcStatus(get_status(code, printable(&chain(&self))))
+        // Any error may quote what a guest wrote.
+        ttrpc::Error::RpcStatus(get_status(code, lines(&chain(&self), MAX_TEXT)))
     }
 }
 
@@ -256,14 +258,6 @@ fn vmm_code(refusal: Refusal, error: &ApiError) -> Code {
     }
 }
 
-/// Any error may quote what a guest wrote: bounded, and nothing in it that a terminal would obey.
-pub fn printable(text: &str) -> String {
-    let printable = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
-    let mut text: String = text.chars().filter(printable).collect();
-    text.truncate(text.floor_char_boundary(MAX_TEXT));
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,7 +283,7 @@ mod tests {
         let guest = ttrpc::Error::RpcStatus(get_status(Code::FAILED_PRECONDITION, "no\u{1b}[2J"));
         assert_eq!(
             status(CallError::Guest(guest)),
-            (Code::FAILED_PRECONDITION, "no[2J".to_owned())
+            (Code::FAILED_PRECONDITION, "no".to_owned())
         );
         assert_eq!(
             status(CallError::Guest(ttrpc::Error::RemoteClosed)).0,
@@ -317,11 +311,11 @@ mod tests {
             },
         };
         let (_, text) = status(drive);
-        assert!(text.contains("no[2J31m\n\tindeed \u{e9}"), "{text:?}");
+        assert!(text.contains("no\n\tindeed \u{e9}"), "{text:?}");
         assert!(text.len() > MAX_TEXT - 4 && text.len() <= MAX_TEXT);
         let guest = ttrpc::Error::RpcStatus(get_status(Code::INTERNAL, &said));
         let (_, text) = status(CallError::Guest(guest));
-        assert!(text.starts_with("no[2J31m\n\tindeed"), "{text:?}");
+        assert!(text.starts_with("no\n\tindeed"), "{text:?}");
         assert!(text.len() > MAX_TEXT - 4 && text.len() <= MAX_TEXT);
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fc_client::text::excerpt;
 use fc_proto::containerd::events::task::{
     TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO,
     TaskOOM, TaskPaused, TaskResumed, TaskStart,
@@ -18,7 +19,6 @@ use fc_proto::ttrpc::{Code, Error as RpcError, Status};
 use fc_vm::machine::Guest;
 use tokio::task::JoinHandle;
 
-use super::error::printable;
 use super::link;
 use super::process::{Exit, Process};
 use super::shim::{Running, Shim};
@@ -47,7 +47,7 @@ pub async fn follow(shim: Arc<Shim>, running: Arc<Running>) {
                 forward(&shim, shown_pid, event).await;
             }
             Err(RpcError::RpcStatus(status)) => {
-                let said = printable(&status.message);
+                let said = excerpt(&status.message);
                 if has_no_events(&status) {
                     tracing::warn!("The guest gives no events: {said}");
                     return;
@@ -160,7 +160,7 @@ async fn forward(shim: &Shim, shown_pid: impl Fn(u32) -> u32, event: Envelope) {
         Err(refused @ Refused::Length(_)) => tracing::warn!("Event of the guest: {refused}"),
         Err(refused) => {
             tracing::debug!(
-                topic = printable(&event.topic),
+                topic = excerpt(&event.topic),
                 "Event of the guest: {refused}"
             );
         }

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fc_client::text::excerpt;
 use fc_proto::guest::{ExportUpperRequest, feature};
 use fc_proto::task::api::CreateTaskRequest;
 use fc_rootfs::{ImportError, TarError, WRITE_BACK_ANNOTATION, import_upper, upper_dir};
@@ -29,8 +30,6 @@ const CONNECT_BOUND: Duration = Duration::from_secs(30);
 const ANSWER_BOUND: Duration = Duration::from_secs(30);
 /// Bytes that are read at once.
 const BUFFER: usize = 64 << 10;
-/// Longest name in the log, in characters.
-const MAX_NAME: usize = 512;
 /// Most names in the log.
 const MAX_NAMES: usize = 100;
 
@@ -203,16 +202,8 @@ fn left_out(count: u64, names: &[String]) {
         tracing::warn!("{count} things that the container wrote cannot be brought back");
     }
     for name in names.iter().take(MAX_NAMES) {
-        tracing::warn!("Not brought back: {}", printable(name));
+        tracing::warn!("Not brought back: {}", excerpt(name));
     }
-}
-
-/// A name that the guest chose, fit for a log.
-fn printable(name: &str) -> String {
-    name.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .take(MAX_NAME)
-        .collect()
 }
 
 /// Ends a connection when it is dropped, whoever reads from it.

@@ -1,5 +1,6 @@
 //! A running guest: QEMU, its control connection, its console, its drives, its balloon.
 
+mod apic_timer;
 mod balloon;
 mod drive_io;
 mod swap;
@@ -9,10 +10,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::console::Console;
 use crate::drive::{DriveFile, DriveMode};
@@ -42,6 +45,9 @@ pub struct Machine {
     _relays: Vec<Relay>,
     _entropy: Option<Source>,
     pause: Option<Pause>,
+    /// Locked by who needs the guest's processors as they are: a pause, and a look at the guest's timer.
+    processors: Arc<Mutex<()>>,
+    held: Option<OwnedMutexGuard<()>>,
 }
 
 /// How the guest's processors are kept from running.
@@ -156,6 +162,8 @@ impl Machine {
         };
         // QEMU runs, so it has read everything.
         drop(initrd_scratch);
+        let processors = Arc::default();
+        tokio::spawn(apic_timer::watch(qmp.clone(), Arc::clone(&processors)));
         let console = Console::start(console, output).map_err(preparing("the serial console"))?;
         let drives = resources
             .drives()
@@ -175,6 +183,8 @@ impl Machine {
                 _relays: relays,
                 _entropy: entropy,
                 pause: None,
+                processors,
+                held: None,
             },
             console,
         ))
@@ -200,7 +210,9 @@ impl Machine {
             return Ok(());
         }
         let threads = self.processor_threads().await?;
+        let held = Arc::clone(&self.processors).lock_owned().await;
         self.qmp.execute("stop", json!({})).await?;
+        self.held = Some(held);
         self.pause = Some(Pause::Stopped);
         match Frozen::hold(&threads) {
             Ok(frozen) => {
@@ -233,6 +245,7 @@ impl Machine {
             self.qmp.execute("cont", json!({})).await?;
         }
         self.pause = None;
+        self.held = None;
         Ok(())
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use fc_client::text::excerpt;
 use fc_proto::guest::{Announcement, PROTOCOL};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use super::GuestError;
-use super::words::printable;
 
 /// How long an agent may hesitate over its announcement.
 const ANSWER_BOUND: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ pub(in crate::machine) async fn announcement(
     let announcement = read.await.map_err(GuestError::Announcement)?;
     check_protocol(announcement.protocol, &announcement.agent_version)?;
     match announcement.error {
-        Some(error) => Err(GuestError::Agent(printable(&error))),
+        Some(error) => Err(GuestError::Agent(excerpt(&error))),
         None => Ok(()),
     }
 }
@@ -43,7 +43,7 @@ pub(super) fn check_protocol(theirs: u32, agent_version: &str) -> Result<(), Gue
     }
     Err(GuestError::Protocol {
         theirs,
-        agent_version: printable(agent_version),
+        agent_version: excerpt(agent_version),
     })
 }
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use fc_client::text::excerpt;
 use fc_proto::guest::{
     AgentClient, ConfigureRequest, ConfigureResponse, DriveMounterClient, PROTOCOL,
 };
@@ -27,7 +28,6 @@ use tokio::time::Instant;
 pub(super) use announcement::announcement;
 use link::{Link, in_namespace};
 pub(super) use words::heard;
-use words::printable;
 
 use super::VmDir;
 use crate::timeline::{Timeline, now_ns};
@@ -167,7 +167,7 @@ impl Guest {
         // Later answers come from the same agent, or from a guest that is not to be believed.
         inner.agent.get_or_init(|| {
             configured.map(|configured| Agent {
-                version: printable(&configured.response.agent_version),
+                version: excerpt(&configured.response.agent_version),
                 features: configured.response.features.into_iter().collect(),
             })
         });

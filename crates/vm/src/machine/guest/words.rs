@@ -3,16 +3,11 @@
 use fc_client::text::excerpt;
 use fc_proto::ttrpc::Error as RpcError;
 
-/// Text of the guest.
-pub(super) fn printable(text: &str) -> String {
-    excerpt(text.as_bytes())
-}
-
-/// Why a call of the guest failed, with the guest's own part of it made [`printable`].
+/// Why a call of the guest failed, with the guest's own part of it as an [`excerpt`].
 pub(in crate::machine) fn heard(error: RpcError) -> RpcError {
     match error {
         RpcError::RpcStatus(mut status) => {
-            status.message = printable(&status.message);
+            status.message = excerpt(&status.message);
             // Of any type and size; no call has a use for them.
             status.details.clear();
             status.special_fields.mut_unknown_fields().clear();

@@ -1,0 +1,189 @@
+//! Sees the guest calibrate its timer, and starts it anew where the host has spoilt that.
+//!
+//! The only timer of a microvm guest is the processor's local APIC timer. Linux measures its speed once, early in the
+//! boot: it lets it count for a tenth of a second, which it divides into ticks by the TSC (`calibrate_APIC_clock` in
+//! arch/x86/kernel/apic/apic.c). Both clocks go on while a busy host does not run the processor's thread. If that lasts
+//! for 100 ms within the first tick, the kernel makes up for all ticks at once, sees a timer that has hardly counted,
+//! says "APIC frequency too slow, disabling apic timer", and goes on without a timer: the guest boots, but from then on
+//! it does nothing unless a device interrupts it, and sooner or later waits for ever. A shorter or later gap leaves a
+//! timer that is a multiple too fast or too slow.
+//!
+//! Firecracker's guests do not calibrate (KVM offers them the TSC deadline timer), and there is no kernel argument for
+//! the timer's speed. But the timer's registers show what happened, while the guest is still far from its first program.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::qemu::{QemuError, Qmp};
+
+/// Between two looks: nothing tells when the guest programs its timer.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// A guest that has not used the timer for so long does without.
+const GIVE_UP: Duration = Duration::from_secs(120);
+/// So often is a guest started anew; then the host is so busy that it is left as it is.
+const MAX_RESETS: u32 = 20;
+/// Linux takes 104 ms. What is seen to take longer has measured at least twice too much, or nothing.
+const LONGEST_CALIBRATION: Duration = Duration::from_millis(220);
+/// The count that Linux begins a calibration with: all ones, divided by 16.
+const CALIBRATION_COUNT: u32 = u32::MAX / 16;
+/// Nanoseconds of QEMU's for one count at Linux' divisor of 16.
+const NS_PER_COUNT: u64 = 16;
+/// Counts of a tick of 1 to 10 ms (`CONFIG_HZ` of 1000 to 100), with a fifth of tolerance.
+const TICK_COUNTS: std::ops::RangeInclusive<u32> = 50_000..=750_000;
+
+/// What the timer's registers say of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timer {
+    /// It has not touched the timer.
+    Unused,
+    /// It measures the timer, or has given that up; this long ago it began.
+    Calibrating(Duration),
+    /// Its tick has an impossible length.
+    Wrong,
+    /// It uses the timer.
+    Works,
+}
+
+/// Watches a guest that was just started, and lets it start anew if it comes out of the calibration with no timer or
+/// a wrong one. Whoever holds `running` keeps the guest from being looked at: a guest whose processors are held cannot
+/// be reset. Ends with QEMU.
+pub(super) async fn watch(qmp: Qmp, running: Arc<Mutex<()>>) {
+    if let Err(error) = guard(&qmp, &running).await {
+        // QEMU's end is told by others.
+        log::debug!("The guest's timer is not watched any more: {error}");
+    }
+}
+
+async fn guard(qmp: &Qmp, running: &Mutex<()>) -> Result<(), QemuError> {
+    let give_up = Instant::now() + GIVE_UP;
+    let mut resets = 0;
+    // Only Linux is known well enough to be judged, and its way to measure gives it away.
+    let mut measured = false;
+    while Instant::now() < give_up {
+        sleep(INTERVAL).await;
+        let _running = running.lock().await;
+        let spoilt = match read(qmp).await? {
+            Timer::Works => return Ok(()),
+            Timer::Unused => false,
+            Timer::Calibrating(since) => {
+                measured = true;
+                since > LONGEST_CALIBRATION
+            }
+            Timer::Wrong if measured => true,
+            Timer::Wrong => return Ok(()),
+        };
+        if !spoilt {
+            continue;
+        }
+        measured = false;
+        if resets == MAX_RESETS {
+            log::error!(
+                "The host is too busy for the guest to measure its timer: the guest may hang"
+            );
+            return Ok(());
+        }
+        resets += 1;
+        log::warn!(
+            "The host was too busy while the guest measured its timer: the guest is started anew"
+        );
+        reset(qmp).await?;
+    }
+    Ok(())
+}
+
+async fn read(qmp: &Qmp) -> Result<Timer, QemuError> {
+    // There is no command for programs that tells.
+    let command = json!({ "command-line": "info lapic" });
+    let answer = qmp.execute("human-monitor-command", command).await?;
+    let text = answer.as_str().unwrap_or_default();
+    parse(text).ok_or_else(|| QemuError::Protocol(format!("no APIC timer in {text:?}")))
+}
+
+/// Resets the machine, which otherwise ends QEMU: a guest's own reset is the guest's end.
+async fn reset(qmp: &Qmp) -> Result<(), QemuError> {
+    qmp.execute("set-action", json!({ "reboot": "reset" }))
+        .await?;
+    // What a reset does is decided when it is asked for.
+    let reset = qmp.execute("system_reset", json!({})).await;
+    qmp.execute("set-action", json!({ "reboot": "shutdown" }))
+        .await?;
+    reset.map(drop)
+}
+
+/// Reads what `info lapic` prints.
+fn parse(text: &str) -> Option<Timer> {
+    let line = |name| {
+        text.lines()
+            .find(|line| line.split('\t').next() == Some(name))
+    };
+    let lvt = line("LVTT")?;
+    let timer = line("Timer")?;
+    let count = |name: &str| -> Option<u32> {
+        let (_, rest) = timer.split_once(&format!("{name} = "))?;
+        rest.split_whitespace().next()?.parse().ok()
+    };
+    let (initial, current) = (count("initial_count")?, count("current_count")?);
+    let says = |word| lvt.split_whitespace().any(|it| it == word);
+    Some(match (initial, says("masked"), says("periodic")) {
+        // Mode and vector are written before the count; a one-shot timer with a vector has been used and rests.
+        (0, _, true) => Timer::Unused,
+        (0, _, false) if lvt.contains("(vec 0)") => Timer::Unused,
+        (CALIBRATION_COUNT, true, _) => {
+            let counts = u64::from(initial.saturating_sub(current));
+            Timer::Calibrating(Duration::from_nanos(counts * NS_PER_COUNT))
+        }
+        (tick, false, true) if !TICK_COUNTS.contains(&tick) => Timer::Wrong,
+        _ => Timer::Works,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What QEMU 10.0 prints of the timer.
+    fn printed(lvt: &str, initial: u32, current: u32) -> String {
+        format!(
+            "dumping local APIC state for CPU 0 \r\n\r\nLVT0\t 0x00010700 active-hi edge  masked                      ExtINT (vec 0)\r\n\
+             LVTTHMR\t 0x00010000 active-hi edge  masked                      Fixed  (vec 0)\r\n\
+             LVTT\t {lvt}\r\n\
+             Timer\t DCR=0x3 (divide by 16) initial_count = {initial} current_count = {current}\r\n"
+        )
+    }
+
+    #[test]
+    fn what_the_registers_say() {
+        let reset = "0x00010000 active-hi edge  masked         one-shot     Fixed  (vec 0)";
+        let calibrating = "0x000300ec active-hi edge  masked         periodic     Fixed  (vec 236)";
+        let periodic = "0x000200ec active-hi edge                 periodic     Fixed  (vec 236)";
+        let one_shot = "0x000000ec active-hi edge                 one-shot     Fixed  (vec 236)";
+        let all = CALIBRATION_COUNT;
+        let ms = Duration::from_millis;
+        for (lvt, initial, current, expected) in [
+            (reset, 0, 0, Timer::Unused),
+            (calibrating, 0, 0, Timer::Unused),
+            (calibrating, all, all, Timer::Calibrating(ms(0))),
+            (
+                calibrating,
+                all,
+                all - 6_250_000,
+                Timer::Calibrating(ms(100)),
+            ),
+            (periodic, 250_000, 7, Timer::Works),
+            (periodic, 62_500, 7, Timer::Works),
+            (periodic, 200, 7, Timer::Wrong),
+            (periodic, 2_500_000, 7, Timer::Wrong),
+            (one_shot, 18_479_502, 0, Timer::Works),
+            (one_shot, 12, 0, Timer::Works),
+            (one_shot, 0, 0, Timer::Works),
+        ] {
+            let text = printed(lvt, initial, current);
+            assert_eq!(parse(&text), Some(expected), "{text}");
+        }
+        assert_eq!(parse("unknown command: 'info lapic'\r\n"), None);
+    }
+}
