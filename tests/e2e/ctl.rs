@@ -15,9 +15,9 @@ pub const TESTS: &[(&str, OnSetup)] = &[
 ];
 
 /// `firecracker-ctl` for the VMs of an instance.
-struct Ctl<'a> {
-    setup: &'a Setup,
-    on: &'a Instance,
+pub struct Ctl<'a> {
+    pub setup: &'a Setup,
+    pub on: &'a Instance,
 }
 
 impl Ctl<'_> {
@@ -33,12 +33,14 @@ impl Ctl<'_> {
         command
     }
 
-    fn run(&self, args: &[&str]) -> Finished {
+    /// Runs it to its end.
+    pub fn run(&self, args: &[&str]) -> Finished {
         finish(self.command(args))
     }
 
+    /// What it prints with `--json`.
     #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
         let text = self.run(&args).expect(0).text();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))

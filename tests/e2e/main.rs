@@ -12,17 +12,22 @@ mod control;
 mod ctl;
 mod daemon;
 mod drives;
+mod drives_load;
 mod drives_vm;
 mod errors;
 mod exec;
 mod fixture;
+mod fs_image;
 mod jail;
 mod lifecycle;
+mod own_mounts;
+mod quarantine;
 mod reconnect;
 mod rootfs;
 mod run;
 mod shared_vm;
 mod tap;
+mod task_api;
 mod volumes;
 
 use std::sync::Arc;
@@ -53,8 +58,10 @@ fn main() {
             .iter()
             .chain(exec::TESTS)
             .chain(rootfs::TESTS)
+            .chain(own_mounts::TESTS)
             .chain(shared_vm::TESTS)
             .chain(drives::TESTS)
+            .chain(drives_load::TESTS)
             .chain(volumes::TESTS);
         let chosen: Vec<&(&str, OnInstance)> = if i == 0 {
             everywhere.chain(first_only).collect()
@@ -75,6 +82,7 @@ fn main() {
             .chain(reconnect::TESTS)
             .chain(ctl::TESTS)
             .chain(drives::OWN)
+            .chain(quarantine::OWN)
             .chain(jail::OWN)
             .filter(|_| i == 0)
             .chain(rootfs::NEWER.iter().filter(|_| flavor.prefix.is_some()))
@@ -123,7 +131,20 @@ fn has_erofs(flavor: &Flavor) -> bool {
     (major, minor) >= (Some(2), Some(1))
 }
 
+/// Tests that need programs not every machine has.
+const NEEDS: &[(&str, &[&str])] = &[
+    ("rootfs::of_any_mounts", &fs_image::MAKERS),
+    ("drives::mounts_of_any_type_at_any_path", &fs_image::MAKERS),
+];
+
 fn trial(name: &str, kind: &str, test: impl FnOnce() + Send + 'static) -> Trial {
+    let needed = NEEDS.iter().find(|(test, _)| *test == name);
+    let mut needed = needed.iter().flat_map(|(_, programs)| programs.iter());
+    // Started without arguments they say what they want, and end.
+    let missing = |program: &&&str| std::process::Command::new(program).output().is_err();
+    if let Some(program) = needed.find(missing) {
+        return skipped(name, &format!("{program} is not installed"));
+    }
     Trial::test(name, move || {
         test();
         Ok(())
@@ -145,9 +166,11 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(exec::TESTS)
         .chain(rootfs::SMOKE)
         .chain(rootfs::TESTS)
+        .chain(own_mounts::TESTS)
         .chain(shared_vm::TESTS)
         .chain(volumes::TESTS)
         .chain(drives::TESTS)
+        .chain(drives_load::TESTS)
         .map(|(name, _)| name)
         .chain(errors::TESTS.iter().map(|(name, _)| name))
         .chain(lifecycle::TESTS.iter().map(|(name, _)| name))
@@ -155,6 +178,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(reconnect::TESTS.iter().map(|(name, _)| name))
         .chain(ctl::TESTS.iter().map(|(name, _)| name))
         .chain(drives::OWN.iter().map(|(name, _)| name))
+        .chain(quarantine::OWN.iter().map(|(name, _)| name))
         .chain(jail::OWN.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER_2_1.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER.iter().map(|(name, _)| name));

@@ -133,19 +133,41 @@ pub fn on_control_socket<T>(
     id: &str,
     calls: impl AsyncFnOnce(Client, fn() -> Context) -> T,
 ) -> T {
+    on_socket(on, id, Socket::Control, async |client| {
+        let context = || context::with_duration(Duration::from_secs(15));
+        calls(client, context).await
+    })
+}
+
+/// Which of a VM's sockets.
+#[derive(Clone, Copy)]
+pub enum Socket {
+    /// The task API, for containerd.
+    Task,
+    /// The control API.
+    Control,
+}
+
+/// Calls what a VM's shim serves on one of its sockets.
+pub fn on_socket<T>(
+    on: &Instance,
+    id: &str,
+    socket: Socket,
+    calls: impl AsyncFnOnce(Client) -> T,
+) -> T {
     let joined = format!("{}/default/{id}", on.containerd.socket().display());
     let hash: String = Sha256::digest(joined)
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect();
-    let socket = format!("unix:///run/containerd/s/{hash}-fccontrol");
+    let suffix = match socket {
+        Socket::Task => "",
+        Socket::Control => "-fccontrol",
+    };
+    let socket = format!("unix:///run/containerd/s/{hash}{suffix}");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("runtime");
-    runtime.block_on(async {
-        let client = Client::connect(&socket).await.expect("connect");
-        let context = || context::with_duration(Duration::from_secs(15));
-        calls(client, context).await
-    })
+    runtime.block_on(async { calls(Client::connect(&socket).await.expect("connect")).await })
 }

@@ -1,7 +1,7 @@
 //! A container's mounts, and what it leaves in its snapshot.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -167,11 +167,13 @@ fn refused(on: &Instance) {
     );
 }
 
+/// Two VMs have one file of the host: each reads all of it, neither root can write to it.
 fn shared_image(on: &Instance) {
     let ids = ["sharing-1", "sharing-2"];
     for id in ids {
         let vm = format!("aws.firecracker.vm.id=vm-{id}");
-        on.run_detached(&["--annotation", &vm], id, &["/bin/sleep", "600"]);
+        let options = ["--privileged", "--annotation", &vm];
+        on.run_detached(&options, id, &["/bin/sleep", "600"]);
     }
     let attached: Vec<PathBuf> = ids
         .iter()
@@ -183,9 +185,32 @@ fn shared_image(on: &Instance) {
             targets.into_iter().find(holds).expect("an attached image")
         })
         .collect();
-    assert_eq!(attached[0], attached[1]);
-    let image = fs::metadata(&attached[0]).expect("shared image");
-    assert_eq!(image.permissions().mode() & 0o222, 0);
+    let image = attached[0].clone();
+    let meta = fs::metadata(&image).expect("shared image");
+    let other = fs::metadata(&attached[1]).expect("shared image");
+    assert_eq!((meta.dev(), meta.ino()), (other.dev(), other.ino()));
+    assert_eq!(meta.permissions().mode() & 0o222, 0);
+
+    let sum = || {
+        let mut sum = Command::new("sh");
+        sum.args(["-c", "sha256sum <\"$0\""]).arg(&image);
+        finish(sum).expect(0).text()
+    };
+    let before = sum();
+    // Its size tells the image's device from the others.
+    let script = format!(
+        "for d in /sys/class/block/vd*; do test $(cat $d/size) = {} && break; done; test $(cat $d/ro) = 1 || exit 3
+         mknod /tmp/image b $(tr : ' ' <$d/dev); sha256sum </tmp/image
+         blockdev --setrw /tmp/image; dd if=/dev/zero of=/tmp/image bs=4096 count=4 conv=fsync,notrunc && exit 4
+         echo 3 >/proc/sys/vm/drop_caches; sha256sum </tmp/image",
+        meta.len() / 512
+    );
+    for id in ids {
+        let exec = ["task", "exec", "--exec-id", "root", id];
+        let read = on.ctr(&[&exec[..], &["/bin/sh", "-c", &script]].concat());
+        assert_eq!(read.expect(0).text(), format!("{before}{before}"), "{id}");
+    }
+    assert_eq!(sum(), before);
     for id in ids {
         on.remove(id);
         crate::shared_vm::stop_vm(on, &format!("vm-{id}"));
