@@ -108,6 +108,11 @@ impl Setup {
         &self.bin_dir
     }
 
+    /// The VMM that the tests use.
+    pub fn vmm(&self) -> &Path {
+        &self.vmm
+    }
+
     /// A directory that no other test uses.
     pub fn fresh_dir(&self) -> PathBuf {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
