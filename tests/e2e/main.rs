@@ -18,6 +18,7 @@ mod errors;
 mod exec;
 mod fixture;
 mod fs_image;
+mod image_volumes;
 mod jail;
 mod lifecycle;
 mod own_mounts;
@@ -83,6 +84,7 @@ fn main() {
             .chain(ctl::TESTS)
             .chain(drives::OWN)
             .chain(quarantine::OWN)
+            .chain(image_volumes::OWN)
             .chain(jail::OWN)
             .filter(|_| i == 0)
             .chain(rootfs::NEWER.iter().filter(|_| flavor.prefix.is_some()))
