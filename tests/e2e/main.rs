@@ -11,6 +11,7 @@
 mod control;
 mod ctl;
 mod daemon;
+mod drive_locks;
 mod drives;
 mod drives_load;
 mod drives_vm;
@@ -83,6 +84,7 @@ fn main() {
             .chain(reconnect::TESTS)
             .chain(ctl::TESTS)
             .chain(drives::OWN)
+            .chain(drive_locks::OWN)
             .chain(quarantine::OWN)
             .chain(image_volumes::OWN)
             .chain(jail::OWN)
@@ -180,6 +182,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(reconnect::TESTS.iter().map(|(name, _)| name))
         .chain(ctl::TESTS.iter().map(|(name, _)| name))
         .chain(drives::OWN.iter().map(|(name, _)| name))
+        .chain(drive_locks::OWN.iter().map(|(name, _)| name))
         .chain(quarantine::OWN.iter().map(|(name, _)| name))
         .chain(jail::OWN.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER_2_1.iter().map(|(name, _)| name))

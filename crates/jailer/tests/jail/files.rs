@@ -127,9 +127,10 @@ fn exposed_while_it_runs(runtime: &Runtime) {
         file(&other, "two", 0o600);
         let (first, second) = (open(&one), open(&other));
         // Others in their places: not those that were opened.
-        file(&host.base.path().join("swap"), "swapped", 0o600);
-        fs::rename(host.base.path().join("swap"), &one).unwrap();
-        fs::remove_file(&other).unwrap();
+        for path in [&one, &other] {
+            fs::rename(path, path.with_extension("moved")).unwrap();
+            file(path, "swapped", 0o600);
+        }
         for round in 0..3 {
             let name = exposer
                 .expose("ctrstub0.attached", &first, false)
@@ -167,6 +168,11 @@ fn exposed_while_it_runs(runtime: &Runtime) {
                 "{error}"
             );
         }
+        // A file that is nowhere any more cannot be mounted, and nothing else is in its stead.
+        fs::remove_file(other.with_extension("moved")).unwrap();
+        exposer.expose("gone", &second, true).await.unwrap_err();
+        exposer.withdraw("gone").await.unwrap();
+        assert_eq!(orders.give("list /drives").unwrap(), "");
         exposer.expose("left", &first, false).await.unwrap();
         assert_eq!(first.file().metadata().unwrap().uid(), 0);
         end(jail, vmm, &host).await;
