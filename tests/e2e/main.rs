@@ -184,6 +184,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(drives::OWN.iter().map(|(name, _)| name))
         .chain(drive_locks::OWN.iter().map(|(name, _)| name))
         .chain(quarantine::OWN.iter().map(|(name, _)| name))
+        .chain(image_volumes::OWN.iter().map(|(name, _)| name))
         .chain(jail::OWN.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER_2_1.iter().map(|(name, _)| name))
         .chain(rootfs::NEWER.iter().map(|(name, _)| name));
