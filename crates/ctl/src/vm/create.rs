@@ -23,7 +23,7 @@ Examples:
   firecracker-ctl vm create web
   firecracker-ctl vm create build --vcpus 4 --memory 2048 --containers 8
   firecracker-ctl vm create db --mount host=/srv/db.img,vm=/data,type=ext4,rw
-  firecracker-ctl vm create tenant-1 --jail 1001:1001 --tap tap0";
+  firecracker-ctl vm create tenant-1 --jail 1001:1001 --jail-netns /run/netns/tenant-1 --tap tap0";
 
 /// The VM to create. What is not given is as the runtime's configuration says.
 #[derive(Debug, Args)]
