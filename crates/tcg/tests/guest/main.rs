@@ -6,6 +6,7 @@ mod jail;
 mod network;
 #[path = "../support/mod.rs"]
 mod support;
+mod timer;
 
 use std::fs;
 use std::path::Path;
