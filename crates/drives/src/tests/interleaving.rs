@@ -115,7 +115,7 @@ async fn any_interleaving_keeps_the_invariants() {
 /// go of.
 #[tokio::test]
 async fn a_guest_that_dies_keeps_no_file() {
-    for seed in 1..=40_u64 {
+    for seed in 1..=20_u64 {
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::new(dir.path(), seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let drives = drives(dir.path(), 3, &fake);

@@ -188,10 +188,6 @@ impl Model {
     fn check(&self) {
         let info = self.slots.info();
         assert_eq!(info.len(), self.total);
-        assert!(
-            self.files.values().all(|path| path.exists()),
-            "a file was let go of"
-        );
         let mut wishes = BTreeSet::new();
         for slot in info {
             let id = &slot.drive_id;
@@ -243,6 +239,7 @@ proptest! {
             model.happen(event);
             model.check();
         }
+        prop_assert!(model.files.values().all(|path| path.exists()), "a file was let go of");
     }
 
     #[test]
@@ -270,7 +267,7 @@ proptest! {
 #[test]
 fn one_slot_serves_forever() {
     let mut model = Model::new([1, 0, 0, 0]);
-    for round in 0..10_000 {
+    for round in 0..3_000 {
         model.happen(Event::Reserve {
             role: 0,
             owner: u8::try_from(round % 6).unwrap(),
@@ -280,5 +277,5 @@ fn one_slot_serves_forever() {
         model.happen(Event::Freed(0));
         model.check();
     }
-    assert_eq!(model.ever.len(), 10_000);
+    assert_eq!(model.ever.len(), 3_000);
 }
