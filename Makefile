@@ -8,6 +8,7 @@ GUEST    := $(BUILD)/guest
 RUN_DIR  := $(BUILD)/run
 KERNELS  := $(BUILD)/kernels
 NEWER    := $(BUILD)/containerd-newer
+RUNC     := $(BUILD)/runc-newer
 
 # What `make run` runs.
 IMAGE    := localhost/busybox:latest
@@ -52,13 +53,15 @@ guest: build
 
 newer:
 	@scripts/fetch-containerd.sh trixie $(NEWER)
+	@scripts/build-runc.sh v1.3.0 $(RUNC)
 
 test:
 	@scripts/install-deps.sh test
 	@$(MAKE) --no-print-directory build guest newer
 	@FC_BIN_DIR=$(abspath $(BIN)) FC_GUEST_DIR=$(abspath $(GUEST)) \
 	    FC_TEST_KERNEL_DIR=$$(ls -d $(abspath $(KERNELS))/linux-image-* | tail -n 1) \
-	    FC_CONTAINERD_NEWER=$(abspath $(NEWER))/usr/bin scripts/test.sh
+	    FC_CONTAINERD_NEWER=$(abspath $(NEWER))/usr/bin \
+	    FC_RUNC_NEWER=$(abspath $(RUNC))/runc scripts/test.sh
 
 soak: build guest
 	@FC_BIN_DIR=$(abspath $(BIN)) FC_GUEST_DIR=$(abspath $(GUEST)) FC_SOAK_ROUNDS=1000 \

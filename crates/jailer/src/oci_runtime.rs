@@ -17,8 +17,10 @@ use crate::run_lock;
 const PID_FILE: &str = "vmm.pid";
 /// How long a runtime that is given up may take to end.
 const KILL_BOUND: Duration = Duration::from_secs(1);
-/// How long a runtime whose starter was killed may go on.
-const RUN_BOUND: Duration = Duration::from_secs(5);
+/// How long a runtime whose starter was killed may go on. It is killed with it, and its own processes soon see that.
+const RUN_BOUND: Duration = Duration::from_secs(1);
+/// How long what goes on may take to end when it is killed.
+const HOLDERS_BOUND: Duration = Duration::from_secs(5);
 /// Longest part of the runtime's words that an error repeats, in bytes.
 const QUOTED: usize = 1000;
 
@@ -60,6 +62,12 @@ pub enum RuntimeError {
     Busy {
         /// How long was waited.
         bound: Duration,
+    },
+    /// Whether one goes on is unknown.
+    #[error("Cannot find out whether an OCI runtime is still making the container")]
+    Unsettled {
+        /// Why.
+        source: io::Error,
     },
     /// It said that the container runs, and not as which process.
     #[error("The OCI runtime wrote no process id to {}", path.display())]
@@ -151,12 +159,20 @@ impl OciRuntime {
         })
     }
 
-    /// Waits until nobody is making the container any more.
-    pub(crate) fn settled(&self) -> Result<(), RuntimeError> {
-        let settled = run_lock::wait(&self.state, RUN_BOUND);
-        match settled.map_err(|source| self.spawn_error(source))? {
+    /// Waits until nobody is making the container any more, and kills who does not stop.
+    pub(crate) fn settle(&self) -> Result<(), RuntimeError> {
+        let settled = || {
+            if run_lock::wait(&self.state, RUN_BOUND)? {
+                return Ok(true);
+            }
+            run_lock::kill_holders(&self.state)?;
+            run_lock::wait(&self.state, HOLDERS_BOUND)
+        };
+        match settled().map_err(|source| RuntimeError::Unsettled { source })? {
             true => Ok(()),
-            false => Err(RuntimeError::Busy { bound: RUN_BOUND }),
+            false => Err(RuntimeError::Busy {
+                bound: RUN_BOUND + HOLDERS_BOUND,
+            }),
         }
     }
 

@@ -116,7 +116,7 @@ fn container(dir: &Path, record: &Record, keep: Option<u32>, errors: &mut Vec<Un
     let runtime = OciRuntime::new(&record.runc, dir.join(layout::STATE), &record.container);
     // Killed before the deletion: runtimes look only every 100 ms whether what they killed has ended.
     kill(errors);
-    errors.extend(runtime.settled().err().map(UndoError::from));
+    errors.extend(runtime.settle().err().map(UndoError::from));
     kill(errors);
     errors.extend(runtime.delete(DELETE_BOUND).err().map(UndoError::from));
     match cgroup {

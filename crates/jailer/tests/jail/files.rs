@@ -443,8 +443,8 @@ fn pinned_and_in_its_network(runtime: &Runtime) {
         end(jail, vmm, &host).await;
         netns("delete");
         // Parents are others' too, and stay; these are the test's own.
-        let clean = "rmdir /sys/fs/cgroup/*/firecracker-test/deep /sys/fs/cgroup/*/firecracker-test \
-                     /sys/fs/cgroup/firecracker-test/deep /sys/fs/cgroup/firecracker-test";
-        let _ = Command::new("sh").args(["-c", clean]).status();
+        let clean = "rmdir /sys/fs/cgroup/firecracker-test/deep /sys/fs/cgroup/firecracker-test \
+                     /sys/fs/cgroup/*/firecracker-test/deep /sys/fs/cgroup/*/firecracker-test";
+        let _ = Command::new("sh").args(["-c", clean]).output();
     });
 }

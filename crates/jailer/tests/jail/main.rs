@@ -1,12 +1,16 @@
 //! Jails made by real OCI runtimes. The program is the test and, in the jail, the VMM that was taken over.
 
 mod boot;
+mod cost;
 mod files;
 mod host;
+#[allow(dead_code, reason = "the benchmark needs the rest")]
+mod measure;
 mod seccomp;
 mod security;
 mod stand_in;
 mod teardown;
+mod v2_guest;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +19,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use host::Runtime;
 
+/// A test with one runtime.
 type Test = fn(&Runtime);
 
 fn main() -> ExitCode {
@@ -35,12 +40,15 @@ fn main() -> ExitCode {
         files::TESTS,
         teardown::TESTS,
         boot::TESTS,
+        cost::TESTS,
+        cost::TIME_TESTS,
     ]
     .concat();
-    let trials = Runtime::all()
+    let runtimes = Runtime::all();
+    let here = runtimes
         .iter()
-        .flat_map(|runtime| tests.iter().map(|(name, test)| trial(runtime, name, *test)))
-        .collect();
+        .flat_map(|runtime| tests.iter().map(|(name, test)| trial(runtime, name, *test)));
+    let trials = here.chain(v2_guest::trials(&runtimes, &tests)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -17,11 +17,12 @@ pub const ORDERS: &str = "orders.sock";
 pub const NAMES: [&str; 2] = ["vmm", "firecracker"];
 
 pub fn main() -> ExitCode {
-    if !std::env::args().any(|argument| argument == "--api-sock") {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--api-sock");
+    let Some(socket) = arguments.nth(1) else {
         println!("Firecracker v1.15.0");
         return ExitCode::SUCCESS;
-    }
-    let api = UnixListener::bind("api.socket").expect("the API socket");
+    };
+    let api = UnixListener::bind(socket).expect("the API socket");
     let orders = UnixListener::bind(ORDERS).expect("the socket for orders");
     std::thread::spawn(move || {
         for stream in api.incoming().flatten() {
