@@ -12,7 +12,8 @@ use fc_proto::control::{
 use fc_proto::protobuf::MessageField;
 
 use super::traces::{
-    assert_gone, cgroups, network, network_of, processes, setting, shown, status, threads,
+    assert_gone, cgroup_of, cgroups, network, network_of, processes, setting, shown, status,
+    threads,
 };
 use super::{NAMESPACE, created, daemon, drive, image, jailed, template, unique, user};
 use crate::daemon::{create, ctx, info, of};
@@ -136,6 +137,7 @@ impl Vm {
         let threads = threads(cgroup);
         assert!(threads.len() > 2, "two of them are vCPUs: {threads:?}");
         for thread in threads {
+            assert_eq!(cgroup_of(&thread), cgroup);
             assert_eq!(status(&thread, "Uid:"), user);
             assert_eq!(status(&thread, "Gid:"), user);
             assert_eq!(status(&thread, "Cpus_allowed_list:"), self.cpus());

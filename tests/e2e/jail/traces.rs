@@ -55,6 +55,24 @@ pub fn threads(cgroup: &str) -> Vec<PathBuf> {
     tasks.map(|task| task.expect("a thread").path()).collect()
 }
 
+/// The cgroup that sets a thread's processors: cgroups(7), "/proc/\[pid\]/cgroup".
+#[track_caller]
+pub fn cgroup_of(thread: &Path) -> String {
+    let table = fs::read_to_string(thread.join("cgroup")).expect("a thread");
+    let group = |of: &dyn Fn(&str) -> bool| {
+        let mut lines = table.lines().filter_map(|line| {
+            let (_, controllers_and_path) = line.split_once(':')?;
+            controllers_and_path.split_once(':')
+        });
+        let found = lines.find(|(controllers, _)| of(controllers));
+        found.map(|(_, path)| path.to_owned())
+    };
+    // Version 1 where it has the controller, else version 2, whose line names none.
+    group(&|controllers| controllers.split(',').any(|name| name == "cpuset"))
+        .or_else(|| group(&str::is_empty))
+        .expect("a cgroup")
+}
+
 /// The network namespace of a cgroup's processes, which is the same for all.
 #[track_caller]
 pub fn network(cgroup: &str) -> PathBuf {
