@@ -56,7 +56,7 @@ pub enum ImageVolumeError {
     NoVolumes(String),
     /// containerd did not pull.
     #[error(
-        "containerd cannot pull the image {image:?}; pulling needs containerd 1.7 or newer with its transfer service, else run `ctr image pull`"
+        "containerd cannot pull the image {image:?} by itself, for which it must be 1.7 or newer; run `ctr image pull`"
     )]
     Pull {
         /// Its name.

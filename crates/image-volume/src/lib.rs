@@ -93,7 +93,7 @@ impl Options {
         }
     }
 
-    /// After how long containerd removes the snapshot by itself if nobody has deleted it, because this process was
+    /// After how long containerd may remove the snapshot by itself if nobody has deleted it, because this process was
     /// killed, say. A snapshot in use goes, too.
     #[must_use]
     pub fn lifetime(self, lifetime: Duration) -> Options {
@@ -105,9 +105,10 @@ impl Options {
 ///
 /// Each has a name of its own, whatever other images have; use [`fc_volume::Set::mounts_of`] with the image's name.
 /// While this value exists, the image is mounted, read-only, and a snapshot and a lease of containerd exist, called
-/// `image-volumes-` and a UUID. [`ImageVolumes::delete`] removes all of it, as soon as the set was prepared; dropping does the same
-/// in the background. What a killed process leaves: a mount and its directory `image.*`, for the administrator to
-/// unmount and remove, and until the lease expires ([`Options::lifetime`]) the lease and snapshot.
+/// `image-volumes-` and a UUID. [`ImageVolumes::delete`] removes all of it, and should be called as soon as the set
+/// was prepared; dropping does the same in the background. What a killed process leaves: a mount and its directory
+/// `image.*`, for the administrator to unmount and remove; and the lease and snapshot, until the lease has expired
+/// ([`Options::lifetime`]) and containerd collects garbage.
 #[derive(Debug)]
 pub struct ImageVolumes {
     image: String,

@@ -199,7 +199,14 @@ mod tests {
     use super::*;
 
     fn choose(platforms: &[Value]) -> Result<usize, ImageVolumeError> {
-        let entry = |(number, platform): (usize, &Value)| json!({"mediaType": MANIFESTS[0], "digest": "sha256:0", "size": number, "platform": platform});
+        let entry = |(number, platform): (usize, &Value)| {
+            json!({
+                "mediaType": MANIFESTS[0],
+                "digest": "sha256:0",
+                "size": number,
+                "platform": platform,
+            })
+        };
         let manifests: Vec<Value> = platforms.iter().enumerate().map(entry).collect();
         let index: Index = serde_json::from_value(json!({ "manifests": manifests })).unwrap();
         index
@@ -233,7 +240,12 @@ mod tests {
     fn a_configuration_says_volumes_and_layers() {
         let id = |digit: &str| format!("sha256:{}", digit.repeat(64));
         let config = |config: Value, diff_ids: &[String]| {
-            let config = json!({"os": OS, "architecture": architecture().0, "config": config, "rootfs": {"diff_ids": diff_ids}});
+            let config = json!({
+                "os": OS,
+                "architecture": architecture().0,
+                "config": config,
+                "rootfs": {"diff_ids": diff_ids},
+            });
             serde_json::from_value::<Config>(config).unwrap().image("d")
         };
         let image = config(json!({"Volumes": {"/b": {}, "/a": {}}}), &[]).unwrap();

@@ -56,7 +56,7 @@ impl View {
                 Ok(root) => Ok((view, root)),
                 Err(error) => {
                     if let Err(left) = view.remove().await {
-                        tracing::warn!(error = %left, "a view of an image cannot be made, nor what there is of it removed");
+                        tracing::warn!(error = %left, "what there is of an image's view stays");
                     }
                     Err(error)
                 }
