@@ -1,4 +1,8 @@
 //! Jails made by real OCI runtimes. The program is the test and, in the jail, the VMM that was taken over.
+//!
+//! What some of it needs is in the environment: `FC_RUNC_NEWER` is a newer runc, `FC_BIN_DIR` has `firecracker-tcg`
+//! (or `FIRECRACKER_BIN` is the VMM), `FC_GUEST_DIR` has the guest image, and `FC_TEST_KERNEL_DIR` the modules of its
+//! kernel: an unpacked Debian package.
 
 mod boot;
 mod cost;

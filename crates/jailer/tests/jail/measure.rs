@@ -16,6 +16,10 @@ use crate::stand_in::ORDERS;
 const KERNEL: usize = 53 << 20;
 const ROOT_IMAGE: usize = 21 << 20;
 
+/// Before each measurement: the first move of a process into a cgroup waits for the kernel's readers (an RCU grace
+/// period of tens of milliseconds); one that follows soon does not, and would be no measure for the one before.
+const REST: Duration = Duration::from_millis(100);
+
 /// How long the steps of one VM took.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
@@ -68,6 +72,7 @@ pub async fn measure(runtime: &Runtime, policy: ExposePolicy, rounds: usize) -> 
 async fn one(runtime: &Runtime, policy: ExposePolicy, kernel: &Path, image: &Path) -> Times {
     let mut host = Host::new(runtime);
     host.request.policy = policy;
+    std::thread::sleep(REST);
     let begin = Instant::now();
     let jail = host.prepare().await;
     jail.show(Role::Kernel, kernel).await.unwrap();
@@ -112,6 +117,7 @@ fn runtime_alone(host: &Host, jail: &Runc) -> Duration {
         let status = command.args(arguments).stdout(Stdio::null()).status();
         assert!(status.expect("it runs").success());
     };
+    std::thread::sleep(REST);
     let begin = Instant::now();
     let directory = bundle.to_str().expect("text");
     call(&["run", "--detach", "--bundle", directory, "alone"]);
