@@ -1,6 +1,6 @@
 //! What it takes to run the product on one machine without touching what is
 //! installed there: a private containerd, a locally made image, the phase table
-//! of a run, and a check of what a run left behind.
+//! of a run, a check of what a run left behind, and how long its drives took.
 //!
 //! `make run` (the binary beside this library) and the end-to-end tests share
 //! it. Product code never depends on it.
@@ -8,6 +8,7 @@
 pub mod containerd;
 pub mod image;
 pub mod leftovers;
+pub mod measure;
 pub mod phases;
 pub mod runtime_config;
 

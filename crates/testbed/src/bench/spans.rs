@@ -61,17 +61,6 @@ fn ms(ns: u64) -> f64 {
     std::time::Duration::from_nanos(ns).as_secs_f64() * 1e3
 }
 
-/// The middle value; 0 of none.
-pub fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,12 +93,5 @@ mod tests {
         assert!((sample.own() - 15.0).abs() < 1e-6);
         assert!((sample.named("check") - 2.0).abs() < 1e-6);
         assert!((sample.own_named() - 2.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn medians() {
-        assert!((median([3.0, 1.0, 2.0].into_iter()) - 2.0).abs() < 1e-9);
-        assert!((median([4.0, 1.0, 2.0, 3.0].into_iter()) - 2.5).abs() < 1e-9);
-        assert!(median(std::iter::empty()).abs() < 1e-9);
     }
 }
