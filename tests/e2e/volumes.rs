@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::OnInstance;
+use crate::drives::status;
 use crate::fixture::{Finished, Instance, finish};
 
 /// Run with the machine's containerd.
@@ -178,11 +179,18 @@ fn shared_image(on: &Instance) {
     let attached: Vec<PathBuf> = ids
         .iter()
         .map(|id| {
+            let slots = status(on, &format!("vm-{id}")).slots;
+            let slot = slots.iter().find(|slot| slot.host_path.ends_with(".erofs"));
+            let slot = slot.expect("an attached image");
+            // What the VMM has is the very file that people are told of.
             let dir = on.layout.shim_base().join(format!("default#vm-{id}"));
-            let holds = |link: &PathBuf| link.extension().is_some_and(|x| x == "erofs");
-            let links = fs::read_dir(dir).expect("VM directory").flatten();
-            let targets = links.filter_map(|entry| fs::read_link(entry.path()).ok());
-            targets.into_iter().find(holds).expect("an attached image")
+            let seen = fs::metadata(dir.join(format!("{}.attached", slot.name)));
+            let (seen, told) = (
+                seen.expect("it"),
+                fs::metadata(&slot.host_path).expect("it"),
+            );
+            assert_eq!((seen.dev(), seen.ino()), (told.dev(), told.ino()));
+            PathBuf::from(&slot.host_path)
         })
         .collect();
     let image = attached[0].clone();
