@@ -10,6 +10,8 @@
 //!
 //! Firecracker's guests do not calibrate (KVM offers them the TSC deadline timer), and there is no kernel argument for
 //! the timer's speed. But the timer's registers show what happened, while the guest is still far from its first program.
+//!
+//! At a load of 30 to 40 on two processors one boot of 60 hung; one of six is started anew.
 
 use std::sync::Arc;
 use std::time::Duration;
