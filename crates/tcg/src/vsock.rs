@@ -72,6 +72,20 @@ impl Vsock {
         })
     }
 
+    /// What has gone over the device, under Firecracker's names.
+    #[must_use]
+    pub fn counters(&self) -> [(&'static str, u64); 6] {
+        let counted = self.device.counters();
+        [
+            ("rx_packets_count", counted.rx_packets),
+            ("rx_bytes_count", counted.rx_bytes),
+            ("tx_packets_count", counted.tx_packets),
+            ("tx_bytes_count", counted.tx_bytes),
+            ("conns_added", counted.conns_added),
+            ("conns_removed", counted.conns_removed),
+        ]
+    }
+
     /// Ends the device and removes its host socket, to make room for another.
     ///
     /// # Errors

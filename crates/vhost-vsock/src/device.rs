@@ -14,6 +14,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::backend::{AGAIN_EVENT, Backend, HOST_EVENT};
+use crate::counters::{Counters, VsockCounters};
 use crate::error::{VsockError, WorkerError};
 use crate::muxer::Muxer;
 
@@ -49,6 +50,7 @@ pub enum DeviceEnd {
 #[derive(Debug)]
 pub struct VsockDevice {
     shared: Arc<Shared>,
+    counters: Arc<Counters>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -94,17 +96,20 @@ impl VsockDevice {
             source,
         })?;
         let path = config.uds_path.clone();
-        let started =
-            start_worker(&shared, config.guest_cid, config.uds_path, host).and_then(|daemon| {
+        let started = start_worker(&shared, config.guest_cid, config.uds_path, host).and_then(
+            |(daemon, counters)| {
                 let thread_shared = Arc::clone(&shared);
-                std::thread::Builder::new()
+                let thread = std::thread::Builder::new()
                     .name("vsock".into())
                     .spawn(move || thread_shared.serve(daemon, config.vhost_socket))
-                    .map_err(VsockError::Setup)
-            });
+                    .map_err(VsockError::Setup)?;
+                Ok((thread, counters))
+            },
+        );
         match started {
-            Ok(thread) => Ok(VsockDevice {
+            Ok((thread, counters)) => Ok(VsockDevice {
                 shared,
+                counters,
                 thread: Some(thread),
             }),
             Err(error) => {
@@ -113,6 +118,11 @@ impl VsockDevice {
                 Err(error)
             }
         }
+    }
+
+    /// What has gone over the device so far.
+    pub fn counters(&self) -> VsockCounters {
+        self.counters.read()
     }
 
     /// `None` while the device works or waits for QEMU.
@@ -231,9 +241,10 @@ fn start_worker(
     guest_cid: u64,
     uds_path: PathBuf,
     host: UnixListener,
-) -> Result<Daemon, VsockError> {
+) -> Result<(Daemon, Arc<Counters>), VsockError> {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let muxer = Muxer::new(guest_cid, uds_path, host).map_err(VsockError::Setup)?;
+    let counters = muxer.counters();
     let failing = Arc::clone(shared);
     let on_failure = Box::new(move |reason| failing.fail(reason));
     let backend =
@@ -249,7 +260,7 @@ fn start_worker(
             .and_then(|()| handler.register_listener(again, EventSet::IN, u64::from(AGAIN_EVENT)))
             .map_err(VsockError::Setup)?;
     }
-    Ok(daemon)
+    Ok((daemon, counters))
 }
 
 fn wait_readable(fds: &[BorrowedFd<'_>]) {

@@ -5,6 +5,7 @@
 //! - `backend`, `queues`: vhost-user and virtqueues; nothing about connections.
 //! - `muxer`, `ports`: all connections, their sockets' events, ports and limits.
 //! - `connection`, `credit`, `tx_buffer`: one connection; no queues, no epoll.
+//! - `counters`: what has gone over the device.
 //! - `header`, `connect_line`: parsers of what the guest and host programs say.
 //! - `host_sockets`: the Unix sockets themselves.
 //! - `fuzzing`: entry points for fuzz targets, with the feature of that name.
@@ -26,6 +27,7 @@
 mod backend;
 mod connect_line;
 mod connection;
+mod counters;
 mod credit;
 mod device;
 mod error;
@@ -38,5 +40,6 @@ mod ports;
 mod queues;
 mod tx_buffer;
 
+pub use counters::VsockCounters;
 pub use device::{DeviceEnd, VsockConfig, VsockDevice};
 pub use error::{VsockError, WorkerError};

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -13,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::connect_line::ConnectLine;
 use crate::connection::{Connection, HostEvent};
+use crate::counters::Counters;
 use crate::header::{HOST_CID, Header, TYPE_STREAM, op};
 use crate::host_sockets::{self, HostListener};
 use crate::ports::{HostPorts, Ports};
@@ -67,6 +69,7 @@ pub(crate) struct Muxer {
     resets: VecDeque<Ports>,
     next_token: u64,
     host_ports: HostPorts,
+    counters: Arc<Counters>,
 }
 
 impl Muxer {
@@ -96,7 +99,13 @@ impl Muxer {
             resets: VecDeque::new(),
             next_token: LISTENER + 1,
             host_ports: HostPorts::default(),
+            counters: Arc::default(),
         })
+    }
+
+    /// The counters, which go on.
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     /// Whether the guest's packets may be taken now.
@@ -131,6 +140,7 @@ impl Muxer {
             }
             return;
         };
+        self.counters.sent(data.map_or(0, <[u8]>::len));
         self.with(token, |connection| match data {
             Some(data) => connection.on_packet(header, data),
             None => connection.reset(),
@@ -144,7 +154,7 @@ impl Muxer {
                 op: op::RST,
                 ..Header::default()
             };
-            return Some(self.address(reset, ports));
+            return Some(ports.address(self.guest_cid, reset));
         }
         for _ in 0..self.ready.len() {
             let token = self.ready.pop_front()?;
@@ -155,7 +165,8 @@ impl Muxer {
             let ports = entry.ports;
             let packet = self.with(token, |connection| connection.next_packet(data));
             if let Some(packet) = packet.flatten() {
-                return Some(self.address(packet, ports));
+                self.counters.received(packet.len);
+                return Some(ports.address(self.guest_cid, packet));
             }
         }
         None
@@ -303,6 +314,7 @@ impl Muxer {
     /// than there can be connections.
     fn drop_and_reset(&mut self, token: u64) {
         if let Some(entry) = self.connections.remove(&token) {
+            self.counters.connection_removed();
             self.by_ports.remove(&entry.ports);
             self.resets.push_back(entry.ports);
         }
@@ -317,6 +329,7 @@ impl Muxer {
             watching_writable: false,
         };
         self.connections.insert(token, entry);
+        self.counters.connection_added();
         self.with(token, |_| ());
     }
 
@@ -347,6 +360,7 @@ impl Muxer {
         }
         if entry.connection.is_finished() {
             self.connections.remove(&token);
+            self.counters.connection_removed();
         }
         Some(result)
     }
@@ -365,17 +379,6 @@ impl Muxer {
             LARGE_BUFFER
         } else {
             SMALL_BUFFER
-        }
-    }
-
-    fn address(&self, packet: Header, ports: Ports) -> Header {
-        Header {
-            src_cid: HOST_CID,
-            dst_cid: self.guest_cid,
-            src_port: ports.host,
-            dst_port: ports.guest,
-            socket_type: TYPE_STREAM,
-            ..packet
         }
     }
 }

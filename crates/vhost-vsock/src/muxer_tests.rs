@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 
 use super::*;
+use crate::counters::VsockCounters;
 use crate::ports::FIRST_HOST_PORT;
 
 const GUEST_CID: u64 = 3;
@@ -74,6 +75,35 @@ fn a_host_program_reaches_the_guest() {
     assert_eq!(&ok, b"OK 1073741824\n");
     let data = test.packet().unwrap();
     assert_eq!((data.op, data.len), (op::RW, 2));
+}
+
+#[test]
+fn what_goes_over_connections_is_counted() {
+    let mut test = Test::new();
+    let mut host = test.connect("CONNECT 52\nhi");
+    test.packet().unwrap();
+    test.guest_sends(&from_guest(op::RESPONSE, 52, FIRST_HOST_PORT));
+    test.packet().unwrap();
+    let data = Header {
+        len: 3,
+        ..from_guest(op::RW, 52, FIRST_HOST_PORT)
+    };
+    test.muxer.on_packet(&data, Some(b"yes"));
+    // Of no connection, and its answer.
+    test.guest_sends(&from_guest(op::RW, 53, 53));
+    assert_eq!(test.packet().unwrap().op, op::RST);
+    let counted = VsockCounters {
+        rx_packets: 2,
+        rx_bytes: 2,
+        tx_packets: 2,
+        tx_bytes: 3,
+        conns_added: 1,
+        conns_removed: 0,
+    };
+    assert_eq!(test.muxer.counters().read(), counted);
+    host.read_exact(&mut [0; 17]).unwrap();
+    test.guest_sends(&from_guest(op::RST, 52, FIRST_HOST_PORT));
+    assert_eq!(test.muxer.counters().read().conns_removed, 1);
 }
 
 #[test]

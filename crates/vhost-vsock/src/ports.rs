@@ -1,5 +1,7 @@
 //! Ports: what tells connections apart in packets.
 
+use crate::header::{HOST_CID, Header, TYPE_STREAM};
+
 /// First port given to a host program's connection, as in Firecracker.
 pub(crate) const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Ports end here.
@@ -10,6 +12,20 @@ const END_HOST_PORT: u32 = 1 << 31;
 pub(crate) struct Ports {
     pub(crate) host: u32,
     pub(crate) guest: u32,
+}
+
+impl Ports {
+    /// A packet from the host's side of a connection to the guest's.
+    pub(crate) fn address(self, guest_cid: u64, packet: Header) -> Header {
+        Header {
+            src_cid: HOST_CID,
+            dst_cid: guest_cid,
+            src_port: self.host,
+            dst_port: self.guest,
+            socket_type: TYPE_STREAM,
+            ..packet
+        }
+    }
 }
 
 /// The host's ports for its programs' connections, in turn, so that one is not used again soon.

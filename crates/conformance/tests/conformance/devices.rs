@@ -8,7 +8,7 @@ use fc_conformance::bound::bound;
 use fc_conformance::vmm::Vmm;
 use serde_json::{Value, json};
 
-use crate::running::Guest;
+use crate::running::{Guest, metrics_until_now, sum};
 use crate::{OnBinary, OnGuest};
 
 /// Cases without a guest, with the device they need.
@@ -280,6 +280,8 @@ fn balloon_running(guest: &mut Guest) {
         assert!(Instant::now() < deadline, "{statistics}");
         std::thread::sleep(Duration::from_millis(200));
     }
+    let metrics = metrics_until_now(guest);
+    assert!(sum(&metrics, "balloon", "inflate_count") >= 1);
     let interval = json!({ "stats_polling_interval_s": 2 });
     guest.vmm.accept("PATCH", "/balloon/statistics", &interval);
     assert_eq!(guest.vmm.get("/balloon")["stats_polling_interval_s"], 2);

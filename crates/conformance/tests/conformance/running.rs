@@ -170,26 +170,28 @@ fn refused(guest: &mut Guest) {
     assert!(fault.contains("missing field `mem_size_mib`"), "{fault}");
 }
 
+/// Has the metrics written, and reads all lines.
+pub fn metrics_until_now(guest: &Guest) -> Vec<Value> {
+    guest.vmm.action("FlushMetrics");
+    let text = std::fs::read_to_string(guest.directory.path().join("metrics")).unwrap();
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    text.lines().map(parse).collect()
+}
+
+/// A counter's growth in all of these lines.
+pub fn sum(lines: &[Value], group: &str, name: &str) -> u64 {
+    lines
+        .iter()
+        .filter_map(|line| line[group][name].as_u64())
+        .sum()
+}
+
 /// One JSON object per line, with the growth since the line before.
 fn metrics(guest: &mut Guest) {
-    let lines = |guest: &Guest| -> Vec<Value> {
-        let text = std::fs::read_to_string(guest.directory.path().join("metrics")).unwrap();
-        let parse =
-            |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
-        text.lines().map(parse).collect()
-    };
-    guest.vmm.action("FlushMetrics");
-    let first = lines(guest);
-    guest.vmm.action("FlushMetrics");
-    let second = lines(guest);
+    let first = metrics_until_now(guest);
+    let second = metrics_until_now(guest);
     assert_eq!(second.len(), first.len() + 1);
     assert_eq!(second[..first.len()], first);
-    let sum = |lines: &[Value], group: &str, name: &str| -> u64 {
-        lines
-            .iter()
-            .filter_map(|line| line[group][name].as_u64())
-            .sum()
-    };
     assert!(sum(&first, "put_api_requests", "boot_source_count") >= 1);
     assert!(sum(&first, "put_api_requests", "drive_count") >= 3);
     assert!(sum(&first, "put_api_requests", "actions_count") >= 2);

@@ -8,7 +8,7 @@ use fc_conformance::initrd::PROGRAM;
 use fc_conformance::pattern::Pattern;
 
 use crate::OnGuest;
-use crate::running::Guest;
+use crate::running::{Guest, metrics_until_now, sum};
 
 pub const CASES: &[(&str, OnGuest)] = &[
     ("vsock::host_to_guest_and_back", host_to_guest),
@@ -16,6 +16,7 @@ pub const CASES: &[(&str, OnGuest)] = &[
     ("vsock::guest_to_host", guest_to_host),
     ("vsock::port_that_nobody_listens_on", nobody_listens),
     ("vsock::line_that_is_no_connect", no_connect_line),
+    ("vsock::metrics", metrics),
 ];
 
 /// `uds_path` of the device.
@@ -124,4 +125,20 @@ fn no_connect_line(guest: &mut Guest) {
     for line in ["connect 52\n", "CONNECT 52 please\n"] {
         assert!(dial(guest, line).0.starts_with("OK "), "{line:?}");
     }
+}
+
+/// Directions are the guest's. Whatever cases ran before, this one's echo is in the counts.
+fn metrics(guest: &mut Guest) {
+    const LENGTH: u64 = 10_000;
+    let before = metrics_until_now(guest);
+    echo(&mut connect(guest, ECHO), LENGTH, 5);
+    let after = metrics_until_now(guest);
+    let growth = |name| sum(&after, "vsock", name) - sum(&before, "vsock", name);
+    for name in ["rx_bytes_count", "tx_bytes_count"] {
+        assert!((LENGTH..2 * LENGTH).contains(&growth(name)), "{name}");
+    }
+    for name in ["rx_packets_count", "tx_packets_count"] {
+        assert!(growth(name) >= 2, "{name}");
+    }
+    assert_eq!(growth("conns_added"), 1);
 }

@@ -55,6 +55,13 @@ impl Controller {
         );
     }
 
+    /// Takes over the vsock device's counters.
+    pub(super) fn count_vsock(&self) {
+        for (name, total) in self.resources.vsock().iter().flat_map(|it| it.counters()) {
+            metrics::set_total("vsock", name, total);
+        }
+    }
+
     pub(super) fn balloon(&self) -> Result<Reply, Fault> {
         match self.resources.balloon() {
             Some(balloon) => Ok(json(balloon)),

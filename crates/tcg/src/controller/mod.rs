@@ -255,13 +255,14 @@ impl Controller {
         Ok(())
     }
 
-    /// Writes a line of metrics, with what the drives and network interfaces of a running guest have done.
+    /// Writes a line of metrics, with what the devices of a running guest have done.
     ///
     /// # Errors
     /// It cannot be written.
     pub async fn flush_metrics(&self) -> io::Result<()> {
         if let Some(machine) = &self.machine {
             self.count_interfaces();
+            self.count_vsock();
             match machine.drive_counters().await {
                 Ok(counters) => self.count_drives(&counters),
                 // The line is worth having without them.

@@ -1,5 +1,6 @@
 //! The balloon of a running guest. QEMU counts the memory that the guest keeps; Firecracker counts what it gives.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -92,6 +93,32 @@ pub(super) async fn set_interval(qmp: &Qmp, seconds: u16) -> Result<(), QemuErro
     qmp.execute("qom-set", arguments).await.map(drop)
 }
 
+/// Counts changes of the balloon's size, which QEMU tells as the memory that the guest keeps.
+#[derive(Debug)]
+pub(super) struct Changes {
+    kept: u64,
+}
+
+impl Changes {
+    /// For a guest of so many MiB, whose balloon is empty.
+    pub(super) fn new(memory_mib: usize) -> Self {
+        Self {
+            kept: memory_mib as u64 * MIB,
+        }
+    }
+
+    /// The metric that the event `BALLOON_CHANGE` counts for; none if nothing changed.
+    pub(super) fn metric(&mut self, data: &Value) -> Option<&'static str> {
+        let kept = data["actual"].as_u64()?;
+        let before = std::mem::replace(&mut self.kept, kept);
+        match kept.cmp(&before) {
+            Ordering::Less => Some("inflate_count"),
+            Ordering::Greater => Some("deflate_count"),
+            Ordering::Equal => None,
+        }
+    }
+}
+
 fn object() -> String {
     format!("/machine/peripheral/{BALLOON_ID}")
 }
@@ -134,5 +161,14 @@ mod tests {
                 "target_pages": 48 * 256, "actual_pages": 32 * 256, "target_mib": 48, "actual_mib": 32, "free_memory": 5,
             })
         );
+    }
+
+    #[test]
+    fn changes_have_directions() {
+        let mut changes = Changes::new(128);
+        let mut metric = |mib: u64| changes.metric(&json!({ "actual": mib * MIB }));
+        assert_eq!(metric(100), Some("inflate_count"));
+        assert_eq!(metric(100), None);
+        assert_eq!(metric(128), Some("deflate_count"));
     }
 }

@@ -22,6 +22,7 @@ use crate::drive::{DriveFile, DriveMode};
 use crate::entropy::Source;
 use crate::initrd;
 use crate::logger::open_nonblocking;
+use crate::metrics;
 use crate::model::RateLimiter;
 use crate::qemu::{
     self, End, Frozen, Plan, PlannedDrive, PlannedInterface, Process, QemuError, Qmp,
@@ -307,9 +308,15 @@ async fn run(stream: UnixStream, resources: &Resources) -> Result<Qmp, QemuError
         balloon::set_interval(&qmp, balloon.stats_polling_interval_s).await?;
     }
     qmp.execute("cont", json!({})).await?;
+    let mut balloon = balloon::Changes::new(resources.machine().mem_size_mib);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
             log::debug!("QEMU event {} {}", event.event, event.data);
+            if event.event == "BALLOON_CHANGE"
+                && let Some(metric) = balloon.metric(&event.data)
+            {
+                metrics::add("balloon", metric);
+            }
         }
     });
     Ok(qmp)

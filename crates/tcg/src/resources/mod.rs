@@ -267,6 +267,12 @@ impl Resources {
 
     /// The vsock device.
     #[must_use]
+    pub fn vsock(&self) -> Option<&Vsock> {
+        self.vsock.as_ref()
+    }
+
+    /// The vsock device, to be connected.
+    #[must_use]
     pub fn vsock_mut(&mut self) -> Option<&mut Vsock> {
         self.vsock.as_mut()
     }
