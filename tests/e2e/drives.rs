@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use fc_proto::control::FirecrackerDriveMount;
 use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_proto::vm::{ReadRequest, StatusResponse, Stream, VmClient};
+use fc_testbed::measure::drive_times;
 
 use crate::drives_vm::{Controlled, vm};
 use crate::fixture::{Flavor, Instance, Setup, finish};
@@ -31,6 +32,8 @@ pub const OWN: &[(&str, OnSetup)] = &[
 /// How often a slot is reused; `make soak` sets more.
 const ROUNDS_ENV: &str = "FC_SOAK_ROUNDS";
 const ROUNDS: usize = 20;
+/// A round after which nothing more may pile up.
+const SETTLED: usize = 5;
 
 /// One slot, one container after another in it, each with a disk as fresh as the first's.
 fn one_slot(setup: &Setup, flavor: &Flavor) {
@@ -40,6 +43,7 @@ fn one_slot(setup: &Setup, flavor: &Flavor) {
         config.insert("log_levels".to_owned(), vec!["debug"].into());
     });
     let shared = ["--annotation", "aws.firecracker.vm.id=reused"];
+    let mut before = None;
     let rounds = std::env::var(ROUNDS_ENV).map_or(ROUNDS, |n| n.parse().expect("a number"));
     for round in 0..rounds {
         let id = format!("round-{round}");
@@ -49,10 +53,81 @@ fn one_slot(setup: &Setup, flavor: &Flavor) {
         );
         let done = on.run(&shared, &id, &["/bin/sh", "-c", &script]);
         assert_eq!(done.expect(0).text(), format!("second\n{round}\n"));
+        // By then whatever is made once is there.
+        if round == SETTLED {
+            before = Some(Footprint::of(&on, "reused"));
+        }
     }
     assert_eq!(on.vm_dirs().len(), 1, "one VM for all");
-    print_latencies(&shim_log(&on, "reused"));
+    let after = Footprint::of(&on, "reused");
+    println!("after round {SETTLED}: {before:?}; after round {rounds}: {after:?}");
+    after.expect_no_more_than(&before.expect("more rounds than that"));
+    for times in drive_times(&shim_log(&on, "reused")) {
+        println!("{times}");
+        assert!(!times.all.is_empty(), "the shim logs its drives");
+    }
     stop_vm(&on, "reused");
+}
+
+/// What a VM takes of the host.
+#[derive(Debug)]
+struct Footprint {
+    /// Descriptors of its shim and of its VMM.
+    descriptors: [usize; 2],
+    /// Mounts that its shim sees.
+    mounts: usize,
+    /// Loop devices of the instance's files.
+    loops: usize,
+    /// Memory of its shim.
+    resident_kib: u64,
+}
+
+impl Footprint {
+    fn of(on: &Instance, vm: &str) -> Self {
+        let status = status(on, vm);
+        let (shim, vmm) = (status.shim_pid, status.vmm_pid);
+        let lines = |name: &str| {
+            let text = std::fs::read_to_string(format!("/proc/{shim}/{name}")).expect("the shim");
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let resident = lines("status")
+            .into_iter()
+            .find(|l| l.starts_with("VmRSS:"));
+        let resident = resident.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        let ours = on.layout.dir.display().to_string();
+        let loops = std::fs::read_dir("/sys/block").expect("devices").flatten();
+        let backing = loops
+            .filter_map(|dev| std::fs::read_to_string(dev.path().join("loop/backing_file")).ok());
+        Self {
+            descriptors: [shim, vmm].map(|pid| {
+                let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");
+                open.count()
+            }),
+            mounts: lines("mounts")
+                .iter()
+                .filter(|line| line.contains(&ours))
+                .count(),
+            loops: backing.filter(|file| file.contains(&ours)).count(),
+            resident_kib: resident.expect("a size"),
+        }
+    }
+
+    /// Nothing has piled up since `before`: that would show with each round. A few descriptors of calls that have just
+    /// ended may still be open, and the shim keeps a part of its log, 4 MiB at most.
+    #[track_caller]
+    fn expect_no_more_than(&self, before: &Self) {
+        for (now, then) in self.descriptors.iter().zip(&before.descriptors) {
+            assert!(*now <= then + 4, "{before:?}, now {self:?}");
+        }
+        assert!(
+            self.mounts <= before.mounts && self.loops <= before.loops,
+            "{before:?}, now {self:?}"
+        );
+        assert!(
+            self.resident_kib <= before.resident_kib + (4 << 10),
+            "{before:?}, now {self:?}"
+        );
+    }
 }
 
 /// What the VM's shim says about it.
@@ -81,28 +156,6 @@ fn shim_log(on: &Instance, id: &str) -> Vec<String> {
             lines.extend(read.lines);
         }
     })
-}
-
-/// Medians of what the shim noted about each drive.
-fn print_latencies(log: &[String]) {
-    for (what, name) in [
-        ("drive attached", "attach and mount"),
-        ("drive released", "unmount and release"),
-    ] {
-        for kind in ["ctrstub", "imgstub"] {
-            let lines = log.iter().filter(|l| l.contains(what) && l.contains(kind));
-            let mut all: Vec<u64> = lines
-                .filter_map(|line| {
-                    let number = line.split("us=").nth(1)?;
-                    let end = number.find(|c: char| !c.is_ascii_digit());
-                    number[..end.unwrap_or(number.len())].parse().ok()
-                })
-                .collect();
-            all.sort_unstable();
-            let median = all.get(all.len() / 2).expect("the shim logs its drives");
-            println!("{name}, {kind}: median {median} us of {} drives", all.len());
-        }
-    }
 }
 
 /// Root in the guest writes to every read-only device: none takes it, and no image changes.

@@ -1,8 +1,9 @@
 //! A container's root file system from several snapshotters.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 
+use crate::ctl::Ctl;
 use crate::fixture::{Flavor, Instance, Setup, finish};
 use crate::{OnInstance, OnSetup};
 
@@ -15,6 +16,8 @@ pub const TESTS: &[(&str, OnInstance)] = &[
     ("rootfs::read_only_rootfs", read_only),
     ("rootfs::disk_size_by_annotation", disk_size),
 ];
+/// The same, with an image cache of its own.
+pub const OWN: &[(&str, OnSetup)] = &[("rootfs::an_altered_image_is_made_again", altered)];
 /// Need a containerd newer than Debian 12's.
 pub const NEWER: &[(&str, OnSetup)] = &[("rootfs::blockfile_snapshotter", blockfile)];
 /// Need containerd 2.1 or newer.
@@ -72,6 +75,65 @@ fn reused(on: &Instance) {
     assert!(!before.is_empty());
     on.run(&[], "reuse-2", &["/bin/true"]).expect(0);
     assert_eq!(images(), before);
+}
+
+/// What `doctor` finds whatever its times say, and what is noticed at the next use; nothing that a VM uses is removed.
+fn altered(setup: &Setup, flavor: &Flavor) {
+    let on = &Instance::start(setup, flavor);
+    let ctl = Ctl { setup, on };
+    let pruned = || {
+        let removed = ctl.json(&["cache", "prune"]);
+        let images = removed.as_array().expect("entries").iter();
+        images.filter(|entry| entry["kind"] == "image").count()
+    };
+    on.run_detached(&[], "user", &["/bin/sleep", "600"]);
+    assert_eq!(pruned(), 0, "a VM uses it");
+    on.remove("user");
+
+    let image = only_image(on);
+    let before = std::fs::metadata(&image).expect("the image");
+    let healthy = || {
+        !ctl.run(&["doctor", "--full"])
+            .text()
+            .contains("is not as it was made")
+    };
+    assert!(healthy());
+    let file = std::fs::File::options()
+        .write(true)
+        .open(&image)
+        .expect("root may");
+    let times = before.modified().expect("its time");
+    file.write_all_at(b"altered", before.len() / 2)
+        .expect("write");
+    file.set_modified(times).expect("set its time");
+    drop(file);
+    assert!(!healthy());
+
+    // As it is left by whoever does not hide it.
+    let file = std::fs::File::options()
+        .write(true)
+        .open(&image)
+        .expect("root may");
+    file.set_modified(std::time::SystemTime::now())
+        .expect("set its time");
+    drop(file);
+    let done = on.run(&[], "next", &PROBE).expect(0);
+    assert_eq!(done.text(), "second\nmerged\nsecond\nmore\n / overlay \n");
+    assert_eq!(only_image(on), image);
+    assert_ne!(
+        std::fs::metadata(&image).expect("another").ino(),
+        before.ino()
+    );
+    assert!(healthy());
+    assert_eq!(pruned(), 1);
+}
+
+/// The one image in the instance's cache.
+fn only_image(on: &Instance) -> PathBuf {
+    let dir = std::fs::read_dir(on.layout.dir.join("image-cache")).expect("image cache");
+    let mut images = dir.flatten().map(|entry| entry.path());
+    let image = images.find(|path| path.extension().is_some_and(|x| x == "erofs"));
+    image.expect("an image")
 }
 
 fn read_only(on: &Instance) {
