@@ -1,6 +1,13 @@
 //! Runs the agent's binary on this machine, with Unix sockets for ports and the real OCI runtime.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test program uses a part of it"
+)]
+
+mod requests;
+mod streams;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,17 +18,18 @@ use std::time::Duration;
 use fc_proto::containerd::shim::event::Envelope;
 use fc_proto::guest::{
     ANNOUNCE_PORT, Announcement, CONTROL_PORT, EVENT_GETTER_METHOD, EVENT_GETTER_SERVICE,
-    ExtraData, STDIO_PORT_BASE,
+    STDIO_PORT_BASE,
 };
-use fc_proto::protobuf::well_known_types::any::Any;
-use fc_proto::protobuf::{Message, MessageField};
+use fc_proto::protobuf::MessageField;
 use fc_proto::task::{TaskClient, api, call};
 use fc_proto::ttrpc::asynchronous::Client;
 use fc_proto::ttrpc::context::Context;
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::UnixListener;
 use tokio::time::timeout;
+
+pub use requests::{exec_request, extra, spec};
+pub use streams::{Ports, Streams, read_to_end, read_until};
 
 /// Nothing in these tests takes long; this ends one that hangs.
 pub const BOUND: Duration = Duration::from_secs(30);
@@ -294,82 +302,6 @@ impl Agent {
     }
 }
 
-/// Where the agent will connect to.
-pub struct Ports {
-    pub base: u32,
-    stdin: UnixListener,
-    stdout: UnixListener,
-    stderr: UnixListener,
-}
-
-impl Ports {
-    pub async fn accept(self, terminal: bool) -> Streams {
-        let stdin = self.stdin.accept().await.unwrap().0;
-        let stdout = self.stdout.accept().await.unwrap().0;
-        let stderr = if terminal {
-            None
-        } else {
-            Some(self.stderr.accept().await.unwrap().0)
-        };
-        Streams {
-            stdin: Some(stdin),
-            stdout,
-            stderr,
-        }
-    }
-}
-
-/// The host's ends of a process's streams.
-pub struct Streams {
-    pub stdin: Option<UnixStream>,
-    pub stdout: UnixStream,
-    pub stderr: Option<UnixStream>,
-}
-
-impl Streams {
-    /// Ends the input and reads both outputs to their ends.
-    pub async fn finish(mut self) -> (String, String) {
-        drop(self.stdin.take());
-        let stdout = read_to_end(self.stdout);
-        let stderr = async {
-            match self.stderr {
-                Some(stderr) => read_to_end(stderr).await,
-                None => String::new(),
-            }
-        };
-        tokio::join!(stdout, stderr)
-    }
-
-    pub async fn write(&mut self, text: &str) {
-        let stdin = self.stdin.as_mut().unwrap();
-        stdin.write_all(text.as_bytes()).await.unwrap();
-    }
-}
-
-pub async fn read_to_end(mut stream: UnixStream) -> String {
-    let mut text = String::new();
-    timeout(BOUND, stream.read_to_string(&mut text))
-        .await
-        .expect("the end of a stream in time")
-        .unwrap();
-    text
-}
-
-/// Reads until the text read so far contains `wanted`.
-pub async fn read_until(stream: &mut UnixStream, wanted: &str) -> String {
-    let mut text = String::new();
-    let mut buffer = [0; 1024];
-    while !text.contains(wanted) {
-        let count = timeout(BOUND, stream.read(&mut buffer))
-            .await
-            .unwrap_or_else(|_| panic!("{wanted:?} in time, got {text:?}"))
-            .unwrap();
-        assert_ne!(count, 0, "end of stream before {wanted:?}, got {text:?}");
-        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
-    }
-    text
-}
-
 pub fn listen(dir: &Path, port: u32) -> UnixListener {
     UnixListener::bind(dir.join(port.to_string())).unwrap()
 }
@@ -394,83 +326,4 @@ pub fn code(result: &fc_proto::ttrpc::Result<impl Sized>) -> fc_proto::ttrpc::Co
         Err(error) => panic!("{error}"),
         Ok(_) => fc_proto::ttrpc::Code::OK,
     }
-}
-
-pub fn extra(base: u32, host_listens: bool, json: Vec<u8>, options: Option<Any>) -> Any {
-    let mut extra = ExtraData::new();
-    extra.JsonSpec = json;
-    extra.RuncOptions = options.into();
-    extra.StdinPort = base;
-    extra.StdoutPort = base + 1;
-    extra.StderrPort = base + 2;
-    extra.HostListens = host_listens;
-    Any {
-        type_url: "ExtraData".to_owned(),
-        value: extra.write_to_bytes().unwrap(),
-        ..Any::default()
-    }
-}
-
-pub fn exec_request(
-    id: &str,
-    exec_id: &str,
-    script: &str,
-    terminal: bool,
-    base: u32,
-) -> api::ExecProcessRequest {
-    let mut request = api::ExecProcessRequest::new();
-    request.id = id.to_owned();
-    request.exec_id = exec_id.to_owned();
-    request.terminal = terminal;
-    request.stdin = "/host/stdin".to_owned();
-    request.stdout = "/host/stdout".to_owned();
-    if !terminal {
-        request.stderr = "/host/stderr".to_owned();
-    }
-    let process = Any {
-        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
-        value: process(script, terminal).to_string().into_bytes(),
-        ..Any::default()
-    };
-    request.spec = MessageField::some(extra(base, true, Vec::new(), Some(process)));
-    request
-}
-
-fn process(script: &str, terminal: bool) -> Value {
-    json!({
-        "terminal": terminal,
-        "user": { "uid": 0, "gid": 0 },
-        "args": ["/bin/sh", "-c", script],
-        "env": ["PATH=/bin", "TERM=xterm"],
-        "cwd": "/",
-        "capabilities": {
-            "bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"],
-        },
-        "noNewPrivileges": true,
-    })
-}
-
-pub fn spec(script: &str, terminal: bool) -> Value {
-    json!({
-        "ociVersion": "1.0.2",
-        "process": process(script, terminal),
-        "root": { "path": "/host/path/rootfs" },
-        "hostname": "test",
-        "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc",
-              "options": ["nosuid", "noexec", "nodev"] },
-            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] },
-            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
-              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
-        ],
-        "linux": {
-            "cgroupsPath": "system.slice:containerd:x",
-            "namespaces": [
-                { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
-                { "type": "network", "path": "/var/run/netns/of-the-host" },
-            ],
-            "maskedPaths": ["/proc/kcore"],
-        },
-    })
 }

@@ -4,6 +4,7 @@
 //! upper one, reached by no other name than names beneath it, and only when all of it has arrived the two
 //! change places: whatever goes wrong, the snapshot is as it was.
 
+mod header;
 mod pax;
 mod tar;
 mod unpack;

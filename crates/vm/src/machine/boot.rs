@@ -11,7 +11,6 @@ use fc_drives::{Attach, BootOnly, DriveMountSlot, Drives, Layout, StubDrives};
 use fc_host_file::HostFile;
 use fc_jailer::{Jailer, Role, Runc, Setup, Start, Unjailed};
 use fc_proto::guest::ANNOUNCE_PORT;
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::backend::{Mounter, Patcher};
@@ -22,6 +21,7 @@ use super::guest::{Guest, GuestError, announcement};
 use super::last_words::{Console, LastLog};
 use super::preflight::DriveFiles;
 use super::spec::drive_mount_field;
+use super::vmm_id::vmm_id;
 use super::{HostPorts, Machine, Progress, VmDir, VmSpec, VmmInfo, WaitsFor, dir, preflight};
 use crate::guest_image;
 use crate::process::ProcessId;
@@ -355,27 +355,6 @@ fn layout(spec: &VmSpec) -> Layout {
     }
 }
 
-/// The VM's id as Firecracker takes one: at most 64 letters, digits and `-`. An id that is
-/// none is shortened to one that is, told apart by a hash.
-fn vmm_id(vm_id: &str) -> String {
-    const MAX: usize = 64;
-    const HASH: usize = 16;
-    if vm_id.len() <= MAX
-        && vm_id
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    {
-        return vm_id.to_owned();
-    }
-    let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(vm_id));
-    let readable: String = vm_id
-        .chars()
-        .take(MAX - HASH - 1)
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect();
-    format!("{readable}-{}", &hash[..HASH])
-}
-
 enum Failure {
     Boot(BootError),
     Guest(GuestError),
@@ -414,20 +393,5 @@ fn ended(end: VmmEnd) -> BootError {
         status: end.status,
         console: Console::new(end.last_output),
         log: LastLog::new(end.last_log),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn vmm_ids() {
-        assert_eq!(vmm_id("vm-1"), "vm-1");
-        let long = vmm_id(&"v".repeat(76));
-        assert_eq!(long.len(), 64);
-        assert!(long.starts_with("vvv"));
-        let dotted = vmm_id("a.b_c");
-        assert!(dotted.starts_with("a-b-c-") && dotted != vmm_id("a_b.c"));
     }
 }

@@ -13,6 +13,7 @@ mod preflight;
 mod progress;
 mod spec;
 mod stop;
+mod vmm_id;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -3,6 +3,7 @@
 
 mod cpu_template;
 mod drive;
+mod error;
 mod jail;
 mod kernel_args;
 mod network;
@@ -20,6 +21,7 @@ pub use fc_config::is_intel as host_is_intel;
 
 pub use cpu_template::CpuTemplate;
 pub use drive::{DriveMount, RootDrive, drive_mount_field};
+pub use error::SpecError;
 pub use network::{Interface, Ip};
 
 /// Bound on a VM's start when the request names none.
@@ -81,62 +83,6 @@ pub struct VmSpec {
     pub log_fifo: Option<PathBuf>,
     /// FIFO for the VMM's metrics that the caller reads; `None`: one of ours.
     pub metrics_fifo: Option<PathBuf>,
-}
-
-/// Why a request describes no VM.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SpecError {
-    /// A field of the request is not supported.
-    #[error("{field} is not supported yet")]
-    Unsupported {
-        /// The field of CreateVMRequest.
-        field: String,
-    },
-    /// A field must be set.
-    #[error("{field}: it must be set")]
-    Required {
-        /// The field of CreateVMRequest.
-        field: String,
-    },
-    /// A field's value makes no sense.
-    #[error("{field}: {problem}")]
-    Value {
-        /// The field of CreateVMRequest.
-        field: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// `ro` or `rw` where the drive is the other.
-    #[error("{field}: mount option {option} is incompatible with IsWritable={writable}")]
-    MountOption {
-        /// The field of CreateVMRequest.
-        field: String,
-        /// `ro` or `rw`.
-        option: &'static str,
-        /// Whether the drive can be written to.
-        writable: bool,
-    },
-    /// The number of virtual CPUs is out of range.
-    #[error("MachineCfg.VcpuCount: a VM has 1 to {MAX_VCPUS} vCPUs, not {0}")]
-    Vcpus(u32),
-    /// Too little memory to boot.
-    #[error(
-        "MachineCfg.MemSizeMib: a VM with {asked} MiB of memory cannot boot: the guest needs at least {least} MiB (config key min_mem_size_mib)"
-    )]
-    Memory {
-        /// MiB asked for.
-        asked: u32,
-        /// MiB needed.
-        least: u32,
-    },
-    /// A path must start with `/`.
-    #[error("{field}: it must be an absolute path, not {path:?}")]
-    RelativePath {
-        /// The field of CreateVMRequest.
-        field: String,
-        /// Its value.
-        path: String,
-    },
 }
 
 impl VmSpec {
