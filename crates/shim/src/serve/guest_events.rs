@@ -1,35 +1,27 @@
-//! Events of the guest: polled, checked, translated into the host's terms, and forwarded.
+//! Events of the guest: polled, translated into the host's terms, and forwarded.
+
+mod translate;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use fc_client::text::excerpt;
-use fc_proto::containerd::events::task::{
-    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO,
-    TaskOOM, TaskPaused, TaskResumed, TaskStart,
-};
 use fc_proto::containerd::shim::event::Envelope;
 use fc_proto::guest::{EVENT_GETTER_METHOD, EVENT_GETTER_SERVICE, NextEventRequest, feature};
-use fc_proto::protobuf::well_known_types::any::Any;
 use fc_proto::protobuf::well_known_types::empty::Empty;
-use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
-use fc_proto::protobuf::{self, Message, MessageField, MessageFull};
 use fc_proto::task::call;
 use fc_proto::ttrpc::{Code, Error as RpcError, Status};
 use fc_vm::machine::Guest;
 use tokio::task::JoinHandle;
 
 use super::link;
-use super::process::{Exit, Process};
 use super::shim::{Running, Shim};
-use super::tasks::Task;
+use translate::{News, Refused, translate};
 
 /// How long a VMM may live on after its guest's agent vanished.
 const ORPHAN_BOUND: Duration = Duration::from_secs(2);
 /// How long an event may take that was received when the VM ended.
 const LAST_EVENT_BOUND: Duration = Duration::from_millis(500);
-/// Longest event that a guest may send: topic and payload together, in bytes.
-const MAX_EVENT: usize = 64 << 10;
 /// Pauses after the guest's agent answered that it has no event for us now.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
 
@@ -167,157 +159,15 @@ async fn forward(shim: &Shim, shown_pid: impl Fn(u32) -> u32, event: Envelope) {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Refused {
-    #[error("It has {0} bytes, and {MAX_EVENT} are the most that an event may have")]
-    Length(usize),
-    #[error("Not an event of a task")]
-    Topic,
-    #[error("Malformed")]
-    Malformed(#[from] protobuf::Error),
-    #[error("Of no task of this VM")]
-    Task,
-}
-
-/// What an event is to the shim itself.
-enum News {
-    /// A process has ended.
-    Exit(Arc<Process>, Exit),
-    /// The task is gone.
-    Deleted(Arc<Task>),
-    /// Nothing.
-    Other,
-}
-
-/// The event as the host may see it: the host's process ids and paths in place of the guest's, and nothing
-/// that an event of its topic does not have.
-async fn translate(
-    shim: &Shim,
-    shown_pid: impl Fn(u32) -> u32,
-    envelope: &Envelope,
-) -> Result<(Envelope, News), Refused> {
-    let Some(any) = envelope.event.as_ref() else {
-        return Err(Refused::Topic);
-    };
-    let value = any.value.as_slice();
-    let length = envelope.topic.len() + value.len();
-    if length > MAX_EVENT {
-        return Err(Refused::Length(length));
-    }
-    let mut news = News::Other;
-    let payload = match envelope.topic.as_str() {
-        "/tasks/create" => {
-            let mut event = TaskCreate::parse_from_bytes(value)?;
-            let task = known(shim, &event.container_id).await?;
-            let stdio = &task.init.stdio;
-            event.bundle = task.bundle.display().to_string();
-            event.rootfs.clone_from(&task.rootfs);
-            event.io = MessageField::some(TaskIO {
-                stdin: stdio.stdin.clone(),
-                stdout: stdio.stdout.clone(),
-                stderr: stdio.stderr.clone(),
-                terminal: stdio.terminal,
-                ..TaskIO::default()
-            });
-            event.pid = shown_pid(event.pid);
-            encode(event)?
-        }
-        "/tasks/start" => {
-            let mut event = TaskStart::parse_from_bytes(value)?;
-            known(shim, &event.container_id).await?;
-            event.pid = shown_pid(event.pid);
-            encode(event)?
-        }
-        "/tasks/exit" => {
-            let mut event = TaskExit::parse_from_bytes(value)?;
-            let task = known(shim, &event.container_id).await?;
-            let mut exec = event.id.as_str();
-            if exec == event.container_id {
-                event.pid = shown_pid(event.pid);
-                exec = "";
-            }
-            event.exited_at = plain(&event.exited_at);
-            // An exec may have been deleted meanwhile.
-            if let Ok(process) = task.process(exec) {
-                let exit = Exit {
-                    status: event.exit_status,
-                    at: event.exited_at.get_or_default().clone(),
-                };
-                news = News::Exit(process, exit);
-            }
-            encode(event)?
-        }
-        "/tasks/delete" => {
-            let mut event = TaskDelete::parse_from_bytes(value)?;
-            let task = known(shim, &event.container_id).await?;
-            if event.id.is_empty() || event.id == event.container_id {
-                event.pid = shown_pid(event.pid);
-                news = News::Deleted(task);
-            }
-            event.exited_at = plain(&event.exited_at);
-            encode(event)?
-        }
-        "/tasks/oom" => checked::<TaskOOM>(shim, value, |e| &e.container_id).await?,
-        "/tasks/exec-added" => checked::<TaskExecAdded>(shim, value, |e| &e.container_id).await?,
-        "/tasks/exec-started" => {
-            checked::<TaskExecStarted>(shim, value, |e| &e.container_id).await?
-        }
-        "/tasks/paused" => checked::<TaskPaused>(shim, value, |e| &e.container_id).await?,
-        "/tasks/resumed" => checked::<TaskResumed>(shim, value, |e| &e.container_id).await?,
-        "/tasks/checkpointed" => {
-            checked::<TaskCheckpointed>(shim, value, |e| &e.container_id).await?
-        }
-        _ => return Err(Refused::Topic),
-    };
-    let envelope = Envelope {
-        timestamp: plain(&envelope.timestamp),
-        // A guest speaks for its own VM only.
-        namespace: shim.dir.namespace().to_owned(),
-        topic: envelope.topic.clone(),
-        event: MessageField::some(payload),
-        ..Envelope::default()
-    };
-    Ok((envelope, news))
-}
-
-async fn checked<M: MessageFull>(
-    shim: &Shim,
-    value: &[u8],
-    container_id: impl Fn(&M) -> &String,
-) -> Result<Any, Refused> {
-    let event = M::parse_from_bytes(value)?;
-    known(shim, container_id(&event)).await?;
-    encode(event)
-}
-
-/// The event under its own name, without fields that it does not have.
-fn encode<M: MessageFull>(mut event: M) -> Result<Any, Refused> {
-    event.mut_unknown_fields().clear();
-    Ok(Any {
-        type_url: M::descriptor().full_name().to_owned(),
-        value: event.write_to_bytes()?,
-        ..Any::default()
-    })
-}
-
-/// The time without fields that a time does not have.
-fn plain(time: &MessageField<Timestamp>) -> MessageField<Timestamp> {
-    let plain = time.as_ref().map(|time| Timestamp {
-        seconds: time.seconds,
-        nanos: time.nanos,
-        ..Timestamp::default()
-    });
-    MessageField::from_option(plain)
-}
-
-/// The task of an event. Its creation may still be under way on the host's side, and may fail.
-async fn known(shim: &Shim, id: &str) -> Result<Arc<Task>, Refused> {
-    shim.tasks.get_settled(id).await.map_err(|_| Refused::Task)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::translate::{MAX_EVENT, plain};
     use super::*;
+    use crate::serve::tasks::Task;
+    use fc_proto::containerd::events::task::{TaskExit, TaskOOM};
+    use fc_proto::protobuf::well_known_types::any::Any;
+    use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
+    use fc_proto::protobuf::{Message, MessageField, MessageFull};
     use fc_proto::ttrpc::get_status;
 
     /// What the guest sends, with a field that nobody knows in every message of it.
