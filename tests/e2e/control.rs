@@ -1,11 +1,11 @@
 //! The control service with real VMs: its calls and codes, and what happens when processes are
 //! killed in the middle of them. (What it makes of shims that misbehave is tested in its own crate.)
 
-mod events;
+pub mod events;
+mod killed;
 mod many;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use fc_proto::control::{
     CreateVMRequest, FirecrackerBalloonDevice, FirecrackerClient, FirecrackerMachineConfiguration,
@@ -15,11 +15,10 @@ use fc_proto::control::{
 };
 use fc_proto::protobuf::MessageField;
 use fc_proto::ttrpc::Code;
-use fc_testbed::leftovers::wait_for_end;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::OnSetup;
-use crate::daemon::{BOUND, Daemon, address, calls, client, create, ctx, failed, info, of, stop};
+use crate::daemon::{Daemon, address, calls, client, create, ctx, failed, info, of, stop};
 use crate::fixture::{Flavor, Instance, Setup};
 use crate::tap::Tap;
 
@@ -30,9 +29,9 @@ pub const TESTS: &[(&str, OnSetup)] = &[
     ("control::a_hung_vm_is_nobody_elses_trouble", hung),
     ("control::many_at_once_and_one_hangs", many::at_once),
     ("control::events_reach_containerd", events::reach_containerd),
-    ("control::a_vm_that_dies", died),
-    ("control::killed_daemon", killed_daemon),
-    ("control::killed_containerd", killed_containerd),
+    ("control::a_vm_that_dies", killed::vmm_or_shim),
+    ("control::killed_daemon", killed::daemon),
+    ("control::killed_containerd", killed::containerd),
 ];
 
 /// VMs of the same longest id in two of the longest namespaces, one with a balloon and one without.
@@ -290,41 +289,6 @@ fn hung(setup: &Setup, flavor: &Flavor) {
     });
 }
 
-/// A VM whose VMM dies is gone at once, with all that it had, and its name is free.
-fn died(setup: &Setup, flavor: &Flavor) {
-    let on = Instance::start(setup, flavor);
-    let _daemon = Daemon::start(setup, &on);
-    calls(async {
-        let vm = client(&address(&on)).await;
-        vm.create_vm(ctx("ns"), &create("dies"))
-            .await
-            .expect("CreateVM");
-        let shim = process(&on, "containerd-shim-aws-firecracker");
-        signal(vmm(&on, "ns#dies"), Signal::KILL);
-        wait_for_end(shim, BOUND);
-        assert!(on.vm_dirs().is_empty(), "{:?}", on.vm_dirs());
-        let gone = vm.get_vm_info(ctx("ns"), &info("dies")).await;
-        assert_eq!(failed(gone).0, Code::NOT_FOUND);
-        let gone = vm.stop_vm(ctx("ns"), &stop("dies")).await;
-        assert_eq!(failed(gone).0, Code::NOT_FOUND);
-
-        // A shim that is killed, which cannot clean up: the daemon does.
-        vm.create_vm(ctx("ns"), &create("dies"))
-            .await
-            .expect("the name is free");
-        let shim = process(&on, "containerd-shim-aws-firecracker");
-        let vmm = vmm(&on, "ns#dies");
-        signal(shim, Signal::KILL);
-        wait_for_end(vmm, BOUND);
-        let gone = vm.get_vm_info(ctx("ns"), &info("dies")).await;
-        assert_eq!(failed(gone).0, Code::NOT_FOUND);
-        vm.create_vm(ctx("ns"), &create("dies"))
-            .await
-            .expect("the name is free");
-        vm.stop_vm(ctx("ns"), &stop("dies")).await.expect("StopVM");
-    });
-}
-
 fn stop_within(vm_id: &str, seconds: u32) -> fc_proto::control::StopVMRequest {
     fc_proto::control::StopVMRequest {
         TimeoutSeconds: seconds,
@@ -341,103 +305,4 @@ fn vmm(on: &Instance, dir: &str) -> i32 {
     });
     vmm.unwrap_or_else(|| panic!("no VMM in {dir}: {all:?}"))
         .pid
-}
-
-/// The daemon is killed while a VM boots, while a task runs, and while a VM is stopped.
-fn killed_daemon(setup: &Setup, flavor: &Flavor) {
-    let on = Instance::start(setup, flavor);
-    let daemon = Daemon::start(setup, &on);
-    on.run_detached(&[], "task", &["/bin/sleep", "600"]);
-    calls(async {
-        let vm = client(&address(&on)).await;
-        let request = create("booting");
-        let creating = vm.create_vm(ctx("ns"), &request);
-        tokio::pin!(creating);
-        let dir = on.layout.shim_base().join("ns#booting");
-        tokio::select! {
-            answer = &mut creating => panic!("before its VMM ran: {answer:?}"),
-            () = appears(dir.join("firecracker.sock")) => {}
-        }
-        drop(daemon);
-        creating.await.expect_err("the connection broke");
-        let daemon = Daemon::start(setup, &on);
-        let vm = client(&address(&on)).await;
-        let again = vm.create_vm(ctx("ns"), &request).await;
-        assert_eq!(failed(again).0, Code::ALREADY_EXISTS, "it boots on");
-        vm.get_vm_info(ctx("ns"), &info("booting"))
-            .await
-            .expect("it runs");
-
-        let request = stop("booting");
-        let stopping = vm.stop_vm(ctx("ns"), &request);
-        tokio::pin!(stopping);
-        // Sent, at least: a message to the daemon is written before its answer is waited for.
-        tokio::select! {
-            biased;
-            _ = &mut stopping => {}
-            () = tokio::task::yield_now() => drop(daemon),
-        }
-        let _daemon = Daemon::start(setup, &on);
-        let vm = client(&address(&on)).await;
-        let again = vm.stop_vm(ctx("ns"), &request).await;
-        if let Err(error) = again {
-            assert_eq!(failed::<()>(Err(error)).0, Code::NOT_FOUND);
-        }
-        assert!(!dir.exists());
-        // The task did not notice.
-        let exec = [
-            "task",
-            "exec",
-            "--exec-id",
-            "e",
-            "task",
-            "/bin/echo",
-            "here",
-        ];
-        assert_eq!(on.ctr(&exec).expect(0).text(), "here\n");
-        on.remove("task");
-        crate::lifecycle::expect_gone(&on);
-    });
-}
-
-/// Waits until a file is there.
-async fn appears(path: PathBuf) {
-    while !path.exists() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// containerd is killed while the daemon starts a VM and stops another one.
-fn killed_containerd(setup: &Setup, flavor: &Flavor) {
-    let on = Instance::start(setup, flavor);
-    let _daemon = Daemon::start(setup, &on);
-    let socket = address(&on);
-    let (containerd, layout) = (on.containerd, on.layout);
-    let restarted = calls(async {
-        let vm = client(&socket).await;
-        vm.create_vm(ctx("ns"), &create("first"))
-            .await
-            .expect("CreateVM");
-        let (starting, stopping) = (create("second"), stop("first"));
-        let restart = tokio::task::spawn_blocking(move || {
-            containerd.crash_and_restart().expect("containerd")
-        });
-        let (created, stopped, containerd) = tokio::join!(
-            vm.create_vm(ctx("ns"), &starting),
-            vm.stop_vm(ctx("ns"), &stopping),
-            restart
-        );
-        created.expect("CreateVM");
-        stopped.expect("StopVM");
-        vm.stop_vm(ctx("ns"), &stop("second"))
-            .await
-            .expect("StopVM");
-        containerd.expect("restarted")
-    });
-    let on = Instance {
-        containerd: restarted,
-        layout,
-    };
-    on.run(&[], "after", &["/bin/true"]).expect(0);
-    crate::lifecycle::expect_gone(&on);
 }

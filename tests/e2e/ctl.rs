@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::OnSetup;
+use crate::control::events;
 use crate::fixture::{Finished, Flavor, Instance, Setup, finish};
 use crate::tap::Tap;
 
@@ -187,7 +188,7 @@ fn cache_and_doctor(ctl: &Ctl) {
 }
 
 fn gc(setup: &Setup, flavor: &Flavor) {
-    let on = &Instance::start(setup, flavor);
+    let on = &Instance::with(setup, flavor, |_| {}, events::DEBUG);
     let ctl = Ctl { setup, on };
     let created = ctl.json(&["vm", "create", "doomed"]);
     let socket = created["api_socket"].as_str().expect("a path").to_owned();
@@ -208,6 +209,7 @@ fn gc(setup: &Setup, flavor: &Flavor) {
     ctl.run(&["vm", "info", "doomed"]).expect(3);
     let collected = ctl.json(&["gc"]);
     assert_eq!(collected[0]["removed"], true, "{collected}");
+    assert_eq!(events::taken(on, "default", events::STOP), 1);
     assert!(!std::path::Path::new(&socket).exists());
     assert_eq!(ctl.json(&["gc"]), Value::Array(Vec::new()));
     assert_eq!(ctl.json(&["vm", "list"]), Value::Array(Vec::new()));

@@ -1,28 +1,19 @@
 //! A VM made by the control API, with a `firecracker-control` of the test's own.
 
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-
-use fc_proto::NAMESPACE_KEY;
-use fc_proto::control::{CreateVMRequest, FirecrackerClient, FirecrackerDriveMount, StopVMRequest};
+use fc_proto::control::{CreateVMRequest, FirecrackerClient, FirecrackerDriveMount};
 use fc_proto::ttrpc;
-use fc_proto::ttrpc::asynchronous::Client;
-use fc_proto::ttrpc::context;
+use fc_proto::ttrpc::context::Context;
 
 use serde_json::{Map, Value};
 
+use crate::daemon::{Daemon, address, calls, client, ctx, stop};
 use crate::fixture::{Flavor, Instance, Setup};
-
-/// Bound on any call.
-const BOUND: Duration = Duration::from_secs(90);
 
 /// An instance and its control daemon.
 pub struct Controlled {
+    /// Ends before its containerd.
+    _daemon: Daemon,
     pub on: Instance,
-    daemon: Child,
-    socket: PathBuf,
 }
 
 impl Controlled {
@@ -37,28 +28,12 @@ impl Controlled {
         flavor: &Flavor,
         edit: impl FnOnce(&mut Map<String, Value>),
     ) -> Self {
-        let socket = setup.fresh_dir().join("control.sock");
-        let on = Instance::with_config(setup, flavor, |config| {
-            edit(config);
-            let address = socket.display().to_string();
-            config.insert("control_address".to_owned(), address.into());
-        });
-        let ready = socket.with_file_name("ready");
-        let notified = UnixDatagram::bind(&ready).expect("a socket");
-        notified.set_read_timeout(Some(BOUND)).expect("a bound");
-        let daemon = Command::new(setup.bin_dir().join("firecracker-control"))
-            .arg("--config")
-            .arg(on.layout.dir.join("firecracker-runtime.json"))
-            .arg("--containerd-address")
-            .arg(on.containerd.socket())
-            .env("NOTIFY_SOCKET", &ready)
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("firecracker-control");
-        let mut state = [0; 64];
-        let length = notified.recv(&mut state).expect("the daemon says ready");
-        assert!(state[..length].starts_with(b"READY=1"));
-        Self { on, daemon, socket }
+        let on = Instance::with_config(setup, flavor, edit);
+        let daemon = Daemon::start(setup, &on);
+        Self {
+            _daemon: daemon,
+            on,
+        }
     }
 
     /// CreateVM.
@@ -71,40 +46,19 @@ impl Controlled {
 
     /// StopVM.
     pub fn stop(&self, id: &str) {
-        let mut request = StopVMRequest::new();
-        request.VMID = id.to_owned();
-        request.TimeoutSeconds = 20;
-        self.call(async |client| client.stop_vm(context(), &request).await)
-            .expect("StopVM");
+        let stopped = self.call(async |client| client.stop_vm(context(), &stop(id)).await);
+        stopped.expect("StopVM");
     }
 
     /// Any call.
     pub fn call<T>(&self, call: impl AsyncFnOnce(FirecrackerClient) -> T) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime");
-        runtime.block_on(async {
-            let address = format!("unix://{}", self.socket.display());
-            let client = Client::connect(&address).await.expect("connect");
-            call(FirecrackerClient::new(client)).await
-        })
-    }
-}
-
-impl Drop for Controlled {
-    fn drop(&mut self) {
-        // Its VMs do not need it; it may have ended with the test's failure.
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
+        calls(async { call(client(&address(&self.on)).await).await })
     }
 }
 
 /// A call's context: the namespace and the bound.
-pub fn context() -> context::Context {
-    let mut context = context::with_duration(BOUND);
-    context.set(NAMESPACE_KEY.to_owned(), vec!["default".to_owned()]);
-    context
+pub fn context() -> Context {
+    ctx("default")
 }
 
 /// A request for a VM with these drive mounts.

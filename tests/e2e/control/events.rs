@@ -8,10 +8,11 @@ use super::{process, signal};
 use crate::daemon::{BOUND, Daemon, address, calls, client, create, ctx, stop};
 use crate::fixture::{Flavor, Instance, Setup};
 
-/// containerd logs each event that it takes.
-const DEBUG: &str = "[debug]\n  level = \"debug\"\n";
+/// For containerd's configuration: it logs each event that it takes, for [`taken`].
+pub const DEBUG: &str = "[debug]\n  level = \"debug\"\n";
 const START: &str = "/firecracker-vm/start";
-const STOP: &str = "/firecracker-vm/stop";
+/// Topic of a VM's end.
+pub const STOP: &str = "/firecracker-vm/stop";
 
 /// Both reach containerd, once, when a VM is stopped and when its shim is killed.
 pub fn reach_containerd(setup: &Setup, flavor: &Flavor) {
@@ -51,7 +52,7 @@ pub fn reach_containerd(setup: &Setup, flavor: &Flavor) {
 }
 
 /// How many events of this topic containerd took for a namespace.
-fn taken(on: &Instance, namespace: &str, topic: &str) -> usize {
+pub fn taken(on: &Instance, namespace: &str, topic: &str) -> usize {
     let log = std::fs::read_to_string(on.containerd.log()).expect("containerd's log");
     let fields = [format!("ns={namespace} "), format!("topic={topic} ")];
     log.lines()
