@@ -44,6 +44,7 @@ fn one_slot(setup: &Setup, flavor: &Flavor) {
     });
     let shared = ["--annotation", "aws.firecracker.vm.id=reused"];
     let mut before = None;
+    let (mut log, mut known) = (Vec::new(), 0);
     let rounds = std::env::var(ROUNDS_ENV).map_or(ROUNDS, |n| n.parse().expect("a number"));
     for round in 0..rounds {
         let id = format!("round-{round}");
@@ -53,6 +54,8 @@ fn one_slot(setup: &Setup, flavor: &Flavor) {
         );
         let done = on.run(&shared, &id, &["/bin/sh", "-c", &script]);
         assert_eq!(done.expect(0).text(), format!("second\n{round}\n"));
+        // Each time: the shim keeps the end of its log only.
+        read_log(&on, "reused", &mut log, &mut known);
         // By then whatever is made once is there.
         if round == SETTLED {
             before = Some(Footprint::of(&on, "reused"));
@@ -62,7 +65,7 @@ fn one_slot(setup: &Setup, flavor: &Flavor) {
     let after = Footprint::of(&on, "reused");
     println!("after round {SETTLED}: {before:?}; after round {rounds}: {after:?}");
     after.expect_no_more_than(&before.expect("more rounds than that"));
-    for times in drive_times(&shim_log(&on, "reused")) {
+    for times in drive_times(&log) {
         println!("{times}");
         assert!(!times.all.is_empty(), "the shim logs its drives");
     }
@@ -140,22 +143,22 @@ pub fn status(on: &Instance, id: &str) -> StatusResponse {
     })
 }
 
-/// What the VM's shim keeps of its log.
-fn shim_log(on: &Instance, id: &str) -> Vec<String> {
+/// Adds what the VM's shim has logged after the line with number `known`.
+fn read_log(on: &Instance, id: &str, log: &mut Vec<String>, known: &mut u64) {
     on_control_socket(on, id, async |client, context| {
         let vm = VmClient::new(client);
-        let mut lines = Vec::new();
         let mut request = ReadRequest::new();
         request.stream = Stream::SHIM_LOG.into();
         loop {
+            request.after = *known;
             let read = vm.read(context(), &request).await.expect("Read");
             if read.lines.is_empty() {
-                return lines;
+                return;
             }
-            request.after = read.last;
-            lines.extend(read.lines);
+            *known = read.last;
+            log.extend(read.lines);
         }
-    })
+    });
 }
 
 /// Root in the guest writes to every read-only device: none takes it, and no image changes.
