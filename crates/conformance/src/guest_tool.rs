@@ -1,6 +1,6 @@
 //! The suite's program in the guest: vsock, which no shell has.
 //!
-//! - `echo PORT`: listens; sends back what each connection sends.
+//! - `echo PORT`: listens, and prints a line when it does; sends back what each connection sends.
 //! - `time-read PATH LENGTH`, `time-receive PORT LENGTH`, `time-transmit PORT LENGTH`: move so many bytes from a file, from
 //!   the host and to the host, which acknowledges with one byte; print how many microseconds that took.
 //! - `send PORT LENGTH SEED`: connects to the host, sends the data of [`fc_conformance::pattern`], and prints the
@@ -50,6 +50,7 @@ fn echo(port: &str) -> Result<(), Box<dyn Error>> {
     let listener = vsock()?;
     bind(listener.as_raw_fd(), &VsockAddr::new(ANY, port.parse()?))?;
     listen(&listener, Backlog::new(16)?)?;
+    println!("listening");
     loop {
         let connection = accept(listener.as_raw_fd())?;
         // SAFETY: accept has just made it, and nobody else knows of it.

@@ -8,14 +8,16 @@ use crate::archive::Archive;
 pub const BUSYBOX: &str = "/bin/busybox";
 
 /// Runs shell commands that arrive on the console once the drivers are loaded. Kernel messages are kept off the
-/// console from then on, so that they do not end up within an answer.
+/// console from then on, so that they do not end up within an answer. It is ready when its echo listens, or cannot.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
 if [ -e /modules/order ]; then while read -r module; do insmod $module; done < /modules/order; fi
 dmesg -n 1
 stty -echo
-while :; do conformance-guest echo 52; done &
+mkfifo /listening; exec 3<>/listening
+while :; do conformance-guest echo 52 >&3; done &
+read -r line <&3
 echo READY
 while read -r line; do eval "$line"; done
 "#;

@@ -8,13 +8,13 @@
 //! | `FIRECRACKER_KERNEL` | its kernel: uncompressed, every virtio driver and the serial port's built in       |
 //! | `FIRECRACKER_ARGS`   | options, separated by blanks, for every VMM that boots that kernel                 |
 //!
-//! And [`crate::bound`] for how slow it is. Real Firecracker runs on a paravirtual `/dev/kvm` too, with a kernel
-//! made for that whose arguments are compiled in (`CONFIG_CMDLINE`); a `firecracker` that was not linked with musl
-//! needs `--no-seccomp` there.
+//! Without the keyboard's driver in that kernel there is no Ctrl+Alt+Del for it. How slow a VMM is has a variable in
+//! [`crate::bound`]. Real Firecracker runs on a paravirtual `/dev/kvm` too, with a kernel made for that whose arguments
+//! are compiled in (`CONFIG_CMDLINE`); a `firecracker` that was not linked with musl needs `--no-seccomp` there.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, fs};
 
 use crate::initrd;
 use crate::vmm::Vmm;
@@ -43,6 +43,8 @@ pub struct GuestFiles {
     pub rootfs: Option<PathBuf>,
     /// Options that the VMM needs for it.
     pub vmm_args: Vec<String>,
+    /// Whether it notices keys, or why not.
+    pub keyboard: Result<(), String>,
 }
 
 impl GuestFiles {
@@ -121,6 +123,7 @@ fn emulated_guest() -> Result<GuestFiles, String> {
         base_initrd: Some(existing(&directory.join("default-initrd.img"))?),
         rootfs: Some(existing(&directory.join("default-rootfs.img"))?),
         vmm_args: Vec::new(),
+        keyboard: Ok(()),
     })
 }
 
@@ -129,12 +132,24 @@ fn real_guest() -> Result<GuestFiles, String> {
     existing(Path::new("/dev/kvm"))?;
     existing(Path::new(initrd::BUSYBOX)).map_err(|why| why + ": install busybox-static")?;
     let args = env::var("FIRECRACKER_ARGS").unwrap_or_default();
+    let kernel = existing(Path::new(&kernel))?;
     Ok(GuestFiles {
-        kernel: existing(Path::new(&kernel))?,
+        keyboard: has_keyboard(&kernel),
+        kernel,
         base_initrd: None,
         rootfs: None,
         vmm_args: args.split_whitespace().map(str::to_owned).collect(),
     })
+}
+
+/// Whether the driver of a PC's keyboard is built into an uncompressed kernel: its name is in it then.
+fn has_keyboard(kernel: &Path) -> Result<(), String> {
+    const DRIVER: &[u8] = b"atkbd";
+    let image = fs::read(kernel).map_err(|error| format!("{}: {error}", kernel.display()))?;
+    if image.windows(DRIVER.len()).any(|window| window == DRIVER) {
+        return Ok(());
+    }
+    Err("FIRECRACKER_KERNEL has no driver for the keyboard (CONFIG_KEYBOARD_ATKBD)".to_owned())
 }
 
 /// The absolute path of what must exist: the VMM has a working directory of its own.

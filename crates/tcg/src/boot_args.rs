@@ -10,7 +10,7 @@
 //!   boot's processor time.
 //! - `noreplace-smp` is added: the kernel otherwise rewrites its own code for a single processor, which takes
 //!   a tenth of what is left of that time, for locked instructions that cost an emulator of one processor nothing.
-//!
+//! - `possible_cpus=1` is added for a single processor: the second one that the machine has room for never comes.
 //! - `nosoftlockup` and `rcupdate.rcu_cpu_stall_suppress=1` are added: the guest's time goes on while it is paused,
 //!   which its watchdogs would take for a lockup. Firecracker tells its guests of a pause through kvmclock.
 //!
@@ -66,7 +66,8 @@ pub fn check(args: &str) -> Result<(), BootArgsError> {
 }
 
 /// Makes the guest's command line from the user's arguments. The order of the words that stay is kept;
-/// words are added before `--`, after which everything belongs to init.
+/// words are added before `--`, after which everything belongs to init. `tsc_khz` is the host's, `vcpus` how many
+/// processors the guest has.
 ///
 /// # Errors
 /// The result is longer than [`MAX_SIZE`], or has a NUL.
@@ -74,6 +75,7 @@ pub fn rewrite(
     args: &str,
     root: Option<Root<'_>>,
     tsc_khz: u64,
+    vcpus: u8,
 ) -> Result<BootArgs, BootArgsError> {
     let mut words: Vec<String> = args.split_ascii_whitespace().map(str::to_owned).collect();
     let for_init = match words.iter().position(|word| word == "--") {
@@ -100,14 +102,17 @@ pub fn rewrite(
     let no_timer = "there is no timer to calibrate the TSC against";
     let pause = "a pause is no lockup";
     let slow = "what it turns off is slow under emulation";
-    for (key, value, why) in [
+    let absent = "a second processor never comes";
+    let single = (vcpus == 1).then(|| ("possible_cpus=", "1".to_owned(), absent));
+    let all = [
         ("tsc_early_khz=", tsc_khz.to_string(), no_timer),
         ("tsc=", "reliable".to_owned(), no_timer),
         ("cryptomgr.notests", String::new(), slow),
         ("noreplace-smp", String::new(), slow),
         ("nosoftlockup", String::new(), pause),
         ("rcupdate.rcu_cpu_stall_suppress=", "1".to_owned(), pause),
-    ] {
+    ];
+    for (key, value, why) in all.into_iter().chain(single) {
         if words.iter().any(|word| word.starts_with(key)) {
             continue;
         }
@@ -132,7 +137,7 @@ mod tests {
     use super::*;
 
     fn cmdline(args: &str, root: Option<Root<'_>>) -> String {
-        rewrite(args, root, 2_600_000).unwrap().cmdline
+        rewrite(args, root, 2_600_000, 2).unwrap().cmdline
     }
 
     #[test]
@@ -145,15 +150,16 @@ mod tests {
             "console=ttyS0 noapic reboot=k panic=1 pci=off nomodules rw",
             Some(root),
             2_596_152,
+            1,
         )
         .unwrap();
         assert_eq!(
             made.cmdline,
             "console=ttyS0 reboot=k panic=1 pci=off nomodules rw pci=off root=/dev/vda ro \
              tsc_early_khz=2596152 tsc=reliable cryptomgr.notests noreplace-smp \
-             nosoftlockup rcupdate.rcu_cpu_stall_suppress=1"
+             nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 possible_cpus=1"
         );
-        assert_eq!(made.changes.len(), 7);
+        assert_eq!(made.changes.len(), 8);
     }
 
     #[test]
@@ -191,7 +197,7 @@ mod tests {
         assert_eq!(check("a\tb ä \0"), Ok(()));
         assert_eq!(check(&"a".repeat(2048)), Err(BootArgsError::Capacity));
         assert_eq!(check(&"a".repeat(2047)), Ok(()));
-        assert_eq!(rewrite("a\0b", None, 1), Err(BootArgsError::Nul));
-        assert!(rewrite(&"a".repeat(2047), None, 1).is_err());
+        assert_eq!(rewrite("a\0b", None, 1, 1), Err(BootArgsError::Nul));
+        assert!(rewrite(&"a".repeat(2047), None, 1, 1).is_err());
     }
 }

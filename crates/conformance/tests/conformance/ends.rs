@@ -13,11 +13,11 @@ pub const CASES: &[(&str, OnFiles)] = &[
         "ends::panic_of_a_guest_without_its_partition",
         panic_without_partition,
     ),
-    (
-        "ends::ctrl_alt_del_of_a_guest_from_a_config_file",
-        ctrl_alt_del,
-    ),
+    ("ends::guest_from_a_config_file", from_config_file),
 ];
+
+/// Cases for guests that notice keys.
+pub const BY_KEYS: &[(&str, OnFiles)] = &[("ends::ctrl_alt_del", ctrl_alt_del)];
 
 /// No initrd and no such partition: the kernel panics, and with `panic=1` reboots.
 fn panic_without_partition(binary: &Path, files: &GuestFiles) {
@@ -39,7 +39,7 @@ fn panic_without_partition(binary: &Path, files: &GuestFiles) {
     assert_eq!(vmm.wait().code(), Some(0));
 }
 
-fn ctrl_alt_del(binary: &Path, files: &GuestFiles) {
+fn from_config_file(binary: &Path, files: &GuestFiles) {
     let directory = tempfile::tempdir().unwrap();
     file(directory.path(), "root", 1 << 20, b'R');
     let config = json!({
@@ -68,6 +68,16 @@ fn ctrl_alt_del(binary: &Path, files: &GuestFiles) {
     );
     let root = std::fs::read(directory.path().join("root")).unwrap();
     assert!(root.starts_with(b"writtenRRR"));
+    vmm.type_line("reboot -f");
+    assert_eq!(vmm.wait().code(), Some(0));
+}
+
+fn ctrl_alt_del(binary: &Path, files: &GuestFiles) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut vmm = files.start(binary, directory.path(), &[]);
+    vmm.accept("PUT", "/boot-source", &boot_source(directory.path(), files));
+    vmm.action("InstanceStart");
+    vmm.wait_line("READY");
     // Nobody in the guest listens for it: the kernel restarts at once.
     vmm.action("SendCtrlAltDel");
     assert_eq!(vmm.wait().code(), Some(0));

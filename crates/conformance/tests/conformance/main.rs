@@ -147,9 +147,13 @@ fn trials(subject: Subject, list_only: bool) -> Vec<Trial> {
         }));
     }
 
-    for (name, case) in ends::CASES.iter().copied() {
+    let keys = guest.clone().and_then(|guest| guest.keyboard);
+    let ends = ends::CASES
+        .iter()
+        .map(|case| (case, guest.clone().map(drop)));
+    let by_keys = ends::BY_KEYS.iter().map(|case| (case, keys.clone()));
+    for (&(name, case), needs) in ends.chain(by_keys) {
         let (binary, guest) = (binary.clone().unwrap_or_default(), guest.clone());
-        let needs = guest.clone().map(drop);
         trials.push(trial(&subject, name, needs, move || {
             case(&binary, &guest.unwrap_or_else(|why| panic!("{why}")));
         }));

@@ -220,7 +220,8 @@ impl Controller {
         }
         let (kernel, args) = self.resources.kernel()?;
         let tsc_khz = self.tsc.host_khz().await;
-        let args = boot_args::rewrite(args, self.resources.root(), tsc_khz)?;
+        let vcpus = self.resources.machine().vcpu_count;
+        let args = boot_args::rewrite(args, self.resources.root(), tsc_khz, vcpus)?;
         let kernel = kernel.to_owned();
         for change in &args.changes {
             log::info!("Kernel arguments: {change}");
