@@ -63,13 +63,16 @@ pub enum HostFileError {
 }
 
 impl HostFileError {
-    /// Whether the file, or who uses it, is at fault, rather than a failure of the host.
+    /// Whether the path is at fault: what is there, if anything, can never be a drive.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::RelativePath(_) | Self::Kind { .. } | Self::InUse { .. } | Self::Claimed(_)
-        )
+        matches!(self, Self::RelativePath(_) | Self::Kind { .. })
+    }
+
+    /// Whether somebody else uses the file: it can be had once they let go of it.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::InUse { .. } | Self::Claimed(_))
     }
 }
 

@@ -93,7 +93,7 @@ impl Found {
         // Without waiting: for who has a lease on the file, or for a medium to be put in.
         let flags = mode | claim | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let place = format!("/proc/self/fd/{}", self.place.as_raw_fd());
-        match open(&place, flags, Mode::empty()) {
+        match lock::patiently(Errno::BUSY, || open(&place, flags, Mode::empty())) {
             Ok(file) => Ok(file.into()),
             Err(Errno::BUSY) if !claim.is_empty() => Err(HostFileError::Claimed(self.path.clone())),
             Err(error) => Err(HostFileError::Open {

@@ -59,8 +59,8 @@ impl HostFile {
     /// Opens and locks the file at the absolute path `path`. Links are followed. What is neither a regular file nor a
     /// block device is not opened, so it cannot do or wait for anything.
     ///
-    /// Waits at most 200 ms for a lock: a process that is just being started can have a copy of a
-    /// descriptor that was closed everywhere else.
+    /// Blocks for 200 ms if somebody uses the file, and 400 ms at most: a process that is just being started can have
+    /// a copy of a descriptor that was closed everywhere else.
     ///
     /// # Errors
     /// See [`HostFileError`].

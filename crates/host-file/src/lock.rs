@@ -1,15 +1,16 @@
-//! flock(2) on a file that a VM gets.
+//! flock(2) on a file that a VM gets, and patience with those who seem to use it.
 
 use std::fs::File;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::io::{self, Errno};
 
 use crate::{Access, HostFileError};
 
-/// How long a lock that was given up can seem to be held: a process that this one is just starting has a copy of
+/// How long a file that was given up can seem to be in use: a process that this one is just starting has a copy of
 /// its descriptor until its program runs, which nothing tells.
 const COPY_BOUND: Duration = Duration::from_millis(200);
 /// How often it is looked for.
@@ -21,25 +22,55 @@ pub(crate) fn take(path: &Path, file: &File, access: Access) -> Result<(), HostF
         Access::Read => FlockOperation::NonBlockingLockShared,
         Access::Write => FlockOperation::NonBlockingLockExclusive,
     };
+    match patiently(Errno::WOULDBLOCK, || flock(file, operation)) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(HostFileError::InUse {
+            path: path.to_owned(),
+            access,
+        }),
+        Err(error) => Err(HostFileError::Lock {
+            path: path.to_owned(),
+            source: error.into(),
+        }),
+    }
+}
+
+/// What `attempt` comes to, tried again for a while as long as that is `in_use`.
+pub(crate) fn patiently<T>(
+    in_use: Errno,
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
     let begin = Instant::now();
     loop {
-        match flock(file, operation) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) if begin.elapsed() < COPY_BOUND => {
-                std::thread::sleep(COPY_PAUSE);
+        match attempt() {
+            Err(error) if error == in_use && begin.elapsed() < COPY_BOUND => {
+                thread::sleep(COPY_PAUSE);
             }
-            Err(Errno::WOULDBLOCK) => {
-                return Err(HostFileError::InUse {
-                    path: path.to_owned(),
-                    access,
-                });
-            }
-            Err(error) => {
-                return Err(HostFileError::Lock {
-                    path: path.to_owned(),
-                    source: error.into(),
-                });
-            }
+            result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_in_use_is_tried_again() {
+        let after = |errors: &[Errno]| {
+            let mut errors = errors.iter();
+            let result = patiently(Errno::BUSY, || errors.next().map_or(Ok(()), |e| Err(*e)));
+            (result, errors.count())
+        };
+        assert_eq!(after(&[Errno::BUSY, Errno::BUSY]), (Ok(()), 0));
+        let fails = [Errno::BUSY, Errno::ACCESS, Errno::BUSY];
+        assert_eq!(after(&fails), (Err(Errno::ACCESS), 1));
+        let mut tries = 0;
+        let never = patiently(Errno::BUSY, || {
+            tries += 1;
+            Err::<(), _>(Errno::BUSY)
+        });
+        assert_eq!(never, Err(Errno::BUSY));
+        assert!(tries > 1);
     }
 }

@@ -11,8 +11,10 @@ use crate::{Access, Found, HostFile, HostFileError};
 
 fn refused(path: &Path, access: Access) -> String {
     let error = HostFile::open(path, access).unwrap_err();
-    assert!(error.is_refusal(), "{error}");
-    error.to_string()
+    let text = error.to_string();
+    assert_eq!(error.is_in_use(), text.contains(" is in use: "), "{text}");
+    assert_ne!(error.is_in_use(), error.is_refusal(), "{text}");
+    text
 }
 
 #[test]

@@ -208,6 +208,25 @@ fn image_of(
     }
 }
 
+impl RootfsError {
+    /// Whether the request is at fault rather than the host: the same request will fail again.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Mount(error) => error.is_refusal(),
+            Self::File(error) => error.is_refusal(),
+            Self::Merge(error) => error.is_refusal(),
+            _ => false,
+        }
+    }
+
+    /// Whether somebody else uses a device or image file among the mounts: the same request can succeed later.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::File(error) | Self::Merge(MergeError::Device(error)) if error.is_in_use())
+    }
+}
+
 /// Why a rootfs could not be prepared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

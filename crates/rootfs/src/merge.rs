@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
+use fc_host_file::{Access, HostFile, HostFileError};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_bind,
@@ -106,6 +107,13 @@ pub(crate) fn with_rootfs<T: Send>(
     if let Some(count) = counts.find(|count| *count > MAX_LAYERS) {
         return Err(MergeError::TooMany(count));
     }
+    // Mounted by path, which only asks that nobody writes to them meanwhile.
+    let layers = parts.iter().flat_map(|part| &part.layers.layers);
+    let devices = layers.filter_map(|layer| match layer {
+        Layer::Device(device) => Some(HostFile::open(&device.source, Access::Read)),
+        _ => None,
+    });
+    let _locked: Vec<HostFile> = devices.collect::<Result<_, _>>()?;
     // A thread of its own, because a thread cannot leave a mount namespace's working directory behind.
     thread::scope(|scope| {
         thread::Builder::new()
@@ -244,6 +252,9 @@ pub enum MergeError {
     /// One layer cannot be mounted.
     #[error("The layer {0:?} cannot be mounted")]
     MountLayer(PathBuf, #[source] io::Error),
+    /// A device or image file among several mounts cannot be had.
+    #[error("One of the rootfs's mounts cannot be read")]
+    Device(#[from] HostFileError),
     /// The merged view cannot be mounted.
     #[error("The layers cannot be merged with overlayfs")]
     Overlay(#[source] io::Error),
@@ -253,6 +264,17 @@ pub enum MergeError {
     /// The merged view cannot be read.
     #[error("The merged layers cannot be read")]
     Read(#[source] io::Error),
+}
+
+impl MergeError {
+    /// Whether the layers as such cannot be merged, whatever is on the host.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::TooMany(_) => true,
+            Self::Device(error) => error.is_refusal(),
+            _ => false,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -392,6 +392,13 @@ pub enum MountError {
     Layer(#[from] LayerError),
 }
 
+impl MountError {
+    /// Whether the mounts as such cannot be had in a VM, whatever is on the host.
+    pub(crate) fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Source(..) | Self::Layer(_))
+    }
+}
+
 #[cfg(test)]
 #[path = "mounts_tests.rs"]
 mod tests;

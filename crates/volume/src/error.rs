@@ -89,6 +89,12 @@ impl VolumeError {
                 | VolumeError::Refused { .. }
         ) || matches!(self, VolumeError::Image { source, .. } if source.is_refusal())
     }
+
+    /// Whether somebody else uses an image or device among the mounts' sources: the same request can succeed later.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, VolumeError::Image { source, .. } if source.is_in_use())
+    }
 }
 
 /// Why a mount is refused. Each says what can be done instead.

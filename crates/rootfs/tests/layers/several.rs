@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use fc_host_file::{Access, HostFile};
 use fc_rootfs::Mount;
 
 use crate::snapshots::{Host, in_namespace, mount_image, possible};
@@ -155,6 +156,16 @@ async fn nothing_is_left_of_those_before_one_that_fails() {
         assert_eq!(fs::read_dir(host.path("vm")).unwrap().count(), 0);
         assert_eq!(loop_devices(&host), [""; 0]);
     }
+    // One that a VM writes to holds nothing that an image could be made of.
+    let mounts = [first(), bind(&host.path("tree"), "etc", &["rbind"])];
+    let writer = HostFile::open(&host.path("a.ext4"), Access::Write).unwrap();
+    let refused = host.rootfs().prepare(&mounts, &host.files("c")).await;
+    let refused = refused.unwrap_err();
+    assert!(refused.is_in_use(), "{refused:?}");
+    drop(writer);
+    let prepared = host.rootfs().prepare(&mounts, &host.files("c")).await;
+    drop(prepared.unwrap());
+    HostFile::open(&host.path("a.ext4"), Access::Write).unwrap();
     let ours = host.path("").display().to_string();
     let after = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!before.contains(&ours) && !after.contains(&ours));

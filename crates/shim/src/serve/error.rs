@@ -202,7 +202,10 @@ impl CallError {
             },
             Self::NotCreated => Code::DEADLINE_EXCEEDED,
             Self::NoBalloon => Code::FAILED_PRECONDITION,
+            Self::Rootfs { source, .. } if source.is_refusal() => Code::INVALID_ARGUMENT,
+            Self::Rootfs { source, .. } if source.is_in_use() => Code::FAILED_PRECONDITION,
             Self::Volume { source, .. } if source.is_refusal() => Code::INVALID_ARGUMENT,
+            Self::Volume { source, .. } if source.is_in_use() => Code::FAILED_PRECONDITION,
             Self::Drive { source, .. } => drive_code(source),
             Self::Io(error) if error.is_unsupported() => Code::UNIMPLEMENTED,
             Self::Vmm { refusal, error } => vmm_code(*refusal, error),
@@ -262,6 +265,7 @@ fn vmm_code(refusal: Refusal, error: &ApiError) -> Code {
 mod tests {
     use super::*;
     use fc_drives::Step;
+    use fc_host_file::{Access, HostFileError};
     use fc_vm::machine::SpecError;
 
     fn status(error: CallError) -> (Code, String) {
@@ -294,6 +298,40 @@ mod tests {
             status(CallError::Start(Arc::new(boot.into()))).0,
             Code::INVALID_ARGUMENT
         );
+    }
+
+    #[test]
+    fn a_file_in_use_can_be_had_later_and_a_wrong_one_never() {
+        let in_use = || HostFileError::InUse {
+            path: "/image".into(),
+            access: Access::Write,
+        };
+        let wrong = || HostFileError::RelativePath("image".into());
+        let rootfs = |source: HostFileError| CallError::Rootfs {
+            task: "a".into(),
+            source: source.into(),
+        };
+        let volume = |source| CallError::Volume {
+            task: "a".into(),
+            source: Box::new(fc_volume::VolumeError::Image {
+                destination: "/data".into(),
+                source,
+            }),
+        };
+        let merge = fc_rootfs::MergeError::from(in_use());
+        let several = CallError::Rootfs {
+            task: "a".into(),
+            source: merge.into(),
+        };
+        for busy in [rootfs(in_use()), volume(in_use()), several] {
+            let (code, text) = status(busy);
+            assert_eq!(code, Code::FAILED_PRECONDITION, "{text}");
+            assert!(text.contains("/image is in use: another VM"), "{text}");
+        }
+        for refused in [rootfs(wrong()), volume(wrong())] {
+            let (code, text) = status(refused);
+            assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+        }
     }
 
     #[test]

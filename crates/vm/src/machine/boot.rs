@@ -55,7 +55,7 @@ pub async fn boot(
 ) -> Result<Machine, BootError> {
     let deadline = Instant::now() + spec.timeout;
     let check = progress.begin("check the request", WaitsFor::Nobody);
-    let files = preflight::check(&spec)?;
+    let files = preflight::check(&spec).await?;
     let vmm = fc_client::host::vmm::choose(config.firecracker_binary_path.as_deref())?;
     tracing::info!(vmm = %vmm.path.display(), reason = vmm.reason, "Starting the VMM");
     drop(check);

@@ -57,6 +57,9 @@ pub enum PreflightError {
         /// MiB available (MemAvailable).
         available: u64,
     },
+    /// The thread that did the work ended early: it panicked, or the runtime is shutting down.
+    #[error("Checking the VM's files was stopped")]
+    Stopped(#[source] tokio::task::JoinError),
 }
 
 /// A file that a VM is made of.
@@ -112,9 +115,19 @@ pub struct DriveFiles {
 
 /// Checks the files of `spec` and the host's memory. From here on nobody else gets the files of its drives.
 ///
+/// A lock, and a slow disk, are waited for on a thread of their own, which lets go of the files if nobody waits for it
+/// any more.
+///
 /// # Errors
 /// The first thing that is wrong.
-pub fn check(spec: &VmSpec) -> Result<DriveFiles, PreflightError> {
+pub async fn check(spec: &VmSpec) -> Result<DriveFiles, PreflightError> {
+    let spec = spec.clone();
+    let work = tokio::task::spawn_blocking(move || check_blocking(&spec));
+    work.await
+        .unwrap_or_else(|error| Err(PreflightError::Stopped(error)))
+}
+
+fn check_blocking(spec: &VmSpec) -> Result<DriveFiles, PreflightError> {
     let head = head(What::Kernel, &spec.kernel)?;
     if ![ELF_MAGIC, BZIMAGE_MAGIC, ARM64_MAGIC]
         .iter()
@@ -230,19 +243,19 @@ mod tests {
     fn each_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let spec = spec(dir.path());
-        check(&spec).unwrap();
+        check_blocking(&spec).unwrap();
         for (name, word) in [
             ("kernel", "kernel_image_path"),
             ("initrd", "initrd_path"),
             ("root", "root_drive"),
         ] {
             std::fs::rename(dir.path().join(name), dir.path().join("away")).unwrap();
-            let text = chain(&check(&spec).unwrap_err());
+            let text = chain(&check_blocking(&spec).unwrap_err());
             assert!(text.contains(word), "{text}");
             std::fs::rename(dir.path().join("away"), dir.path().join(name)).unwrap();
         }
         std::fs::write(dir.path().join("kernel"), "#!/bin/sh").unwrap();
-        let text = check(&spec).unwrap_err().to_string();
+        let text = check_blocking(&spec).unwrap_err().to_string();
         assert!(text.contains("neither like an ELF"), "{text}");
     }
 
@@ -260,7 +273,7 @@ mod tests {
             cache_type: None,
             rate_limiter: None,
         }];
-        let problem = || check(&spec).unwrap_err().to_string();
+        let problem = || check_blocking(&spec).unwrap_err().to_string();
         assert!(
             problem().contains("DriveMounts[0].HostPath"),
             "{}",
@@ -272,11 +285,11 @@ mod tests {
             "{}",
             problem()
         );
-        let kind = check(&spec).unwrap_err();
+        let kind = check_blocking(&spec).unwrap_err();
         assert!(chain(&kind).contains("is a FIFO"), "{kind:?}");
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "x").unwrap();
-        check(&spec).unwrap();
+        check_blocking(&spec).unwrap();
     }
 
     #[test]
@@ -286,7 +299,7 @@ mod tests {
             memory_mib: u32::MAX,
             ..spec(dir.path())
         };
-        let error = check(&spec).unwrap_err();
+        let error = check_blocking(&spec).unwrap_err();
         assert!(
             matches!(error, PreflightError::HostMemory { .. }),
             "{error}"
