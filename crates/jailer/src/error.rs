@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::cgroup::CgroupError;
+use crate::cpuset::CpusetList;
 use crate::file_mount::ExposeError;
 use crate::layout::LayoutError;
 use crate::needs::NeedsError;
@@ -63,6 +64,16 @@ pub enum JailError {
         /// Where the socket should be.
         path: PathBuf,
     },
+    /// The host has not all of the processors or memory nodes.
+    #[error("{field}: this host cannot pin a VMM to {:?}", list.as_str())]
+    Cpuset {
+        /// The request's field.
+        field: &'static str,
+        /// Its value.
+        list: CpusetList,
+        /// What the OCI runtime has of the kernel.
+        source: Box<RuntimeError>,
+    },
     /// A name is a path.
     #[error("{0:?} is not the plain name of a file")]
     Name(String),
@@ -75,6 +86,7 @@ impl JailError {
         matches!(
             self,
             Self::Netns(_)
+                | Self::Cpuset { .. }
                 | Self::Cgroup(CgroupError::Path(_))
                 | Self::Expose(
                     ExposeError::Open { .. }

@@ -5,6 +5,7 @@
 //! `docs/threat-model.md`.
 //!
 //! - `layout`: the jail's directories; `file_mount`, `exposer`: the host's files in them; `file_limit`: their length.
+//! - `needs`, `linkage`: what the VMM needs besides its own file.
 //! - `spec`: the container's configuration; `oci_runtime`: who makes the container.
 //! - `cgroup`: the container's control groups.
 //! - `record`, `undo`: what has to be undone, and undoing it, after whatever was killed.
@@ -20,6 +21,7 @@ mod file_mount;
 mod idmap;
 mod jailer;
 mod layout;
+mod linkage;
 mod loan;
 mod member;
 mod needs;
@@ -35,7 +37,7 @@ mod unjailed;
 mod user;
 
 pub use cgroup::CgroupError;
-pub use cpuset::CpusetBuilder;
+pub use cpuset::{CpusetBuilder, CpusetList, CpusetListError};
 pub use error::{JailError, StartError};
 pub use file_mount::ExposeError;
 pub use jailer::{Jailer, Role, Start};

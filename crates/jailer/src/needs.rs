@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::spec::Device;
+use crate::linkage;
+use crate::spec::{Device, Template};
 
 /// The file's content. Everything is optional.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -49,29 +50,61 @@ pub enum NeedsError {
         /// What is expected there.
         expected: &'static str,
     },
+    /// The program cannot be executed without a file that is not listed.
+    #[error(
+        "The VMM {} is linked dynamically: list its interpreter {} and its libraries (`ldd` shows them) as \
+         read_only_paths in {}",
+        program.display(), interpreter.display(), path.display()
+    )]
+    Interpreter {
+        /// The program.
+        program: PathBuf,
+        /// Its interpreter.
+        interpreter: PathBuf,
+        /// The list, which may not be there.
+        path: PathBuf,
+    },
 }
 
 impl Needs {
-    /// What the file beside the program says; without one, nothing is needed.
-    pub(crate) fn of(program: &Path) -> Result<Self, NeedsError> {
+    /// What the file beside the program says; without one, nothing is needed. A program that needs more than that
+    /// and `template` show is refused.
+    pub(crate) fn of(program: &Path, template: &Template) -> Result<Self, NeedsError> {
         let mut name = program.as_os_str().to_owned();
         name.push(".jail.json");
         let path = PathBuf::from(name);
-        let text = match std::fs::read(&path) {
+        let needs = Self::listed(&path)?;
+        match linkage::interpreter(program) {
+            Some(interpreter)
+                if !needs.read_only_paths.contains(&interpreter)
+                    && !template.mounts_at(&interpreter) =>
+            {
+                Err(NeedsError::Interpreter {
+                    program: program.to_owned(),
+                    interpreter,
+                    path,
+                })
+            }
+            _ => Ok(needs),
+        }
+    }
+
+    fn listed(path: &Path) -> Result<Self, NeedsError> {
+        let text = match std::fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             other => other.map_err(|source| NeedsError::Read {
-                path: path.clone(),
+                path: path.to_owned(),
                 source,
             })?,
         };
         let needs: Self = serde_json::from_slice(&text).map_err(|source| NeedsError::Json {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         })?;
         for listed in &needs.read_only_paths {
             if !is_plain(listed) || !listed.is_file() {
                 return Err(NeedsError::Listed {
-                    path,
+                    path: path.to_owned(),
                     listed: listed.clone(),
                     expected: "a file of this host",
                 });
@@ -81,7 +114,7 @@ impl Needs {
         let wrong = |path: &&PathBuf| !is_plain(path) || (path.exists() && device(path).is_none());
         if let Some(listed) = needs.devices.iter().find(wrong) {
             return Err(NeedsError::Listed {
-                path,
+                path: path.to_owned(),
                 listed: listed.clone(),
                 expected: "a character device of this host",
             });
@@ -122,21 +155,54 @@ fn device(path: &Path) -> Option<Device> {
 mod tests {
     use super::*;
 
+    /// A template with mounts.
+    fn template(dir: &Path, mounts: &str) -> Template {
+        let path = dir.join("template.json");
+        let text = format!(r#"{{"process": {{}}, "linux": {{}}, "mounts": [{mounts}]}}"#);
+        std::fs::write(&path, text).unwrap();
+        Template::read(&path).unwrap()
+    }
+
+    #[test]
+    fn an_interpreter_has_to_be_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("vmm");
+        std::fs::write(&program, linkage::linked("/lib64/ld.so")).unwrap();
+        let bare = template(dir.path(), "");
+        let list = dir.path().join("vmm.jail.json");
+        let refused = || Needs::of(&program, &bare).unwrap_err().to_string();
+        for word in ["/lib64/ld.so", "vmm.jail.json", "linked dynamically"] {
+            assert!(refused().contains(word), "{}", refused());
+        }
+        std::fs::write(&list, r#"{"read_only_paths": ["/etc/passwd"]}"#).unwrap();
+        assert!(refused().contains("/lib64/ld.so"), "{}", refused());
+
+        // By the template, or by the list.
+        let around = template(dir.path(), r#"{"destination": "/lib64"}"#);
+        Needs::of(&program, &around).unwrap();
+        let beside = template(dir.path(), r#"{"destination": "/lib"}"#);
+        Needs::of(&program, &beside).unwrap_err();
+        std::fs::write(&program, linkage::linked("/etc/passwd")).unwrap();
+        Needs::of(&program, &bare).unwrap();
+    }
+
     #[test]
     fn what_is_listed_is_checked() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("vmm");
-        assert_eq!(Needs::of(&program).unwrap(), Needs::default());
         let list = dir.path().join("vmm.jail.json");
+        let template = template(dir.path(), "");
+        let of = |program: &Path| Needs::of(program, &template);
+        assert_eq!(of(&program).unwrap(), Needs::default());
         let say = |text: &str| std::fs::write(&list, text).unwrap();
         say(
             r#"{"read_only_paths": ["/etc/passwd"], "devices": ["/dev/null"], "environment": {"A": "b"}}"#,
         );
-        let needs = Needs::of(&program).unwrap();
+        let needs = of(&program).unwrap();
         assert_eq!(needs.environment(), ["A=b"]);
         assert_eq!((needs.devices()[0].major, needs.devices()[0].minor), (1, 3));
         say(r#"{"devices": ["/dev/no-such-device"]}"#);
-        assert_eq!(Needs::of(&program).unwrap().devices(), []);
+        assert_eq!(of(&program).unwrap().devices(), []);
         for text in [
             "[1]",
             r#"{"read_only_paths": ["etc/passwd"]}"#,
@@ -147,7 +213,7 @@ mod tests {
             r#"{"devices": ["dev/null"]}"#,
         ] {
             say(text);
-            let error = Needs::of(&program).unwrap_err().to_string();
+            let error = of(&program).unwrap_err().to_string();
             assert!(error.contains("vmm.jail.json"), "{error}");
         }
     }

@@ -79,6 +79,13 @@ pub enum RuntimeError {
     },
 }
 
+impl RuntimeError {
+    /// Whether the runtime failed and told of `file`.
+    pub(crate) fn mentions(&self, file: &str) -> bool {
+        matches!(self, Self::Failed { words, .. } if words.contains(file))
+    }
+}
+
 /// An OCI runtime with a state directory of the VM's own, so that no other container can have the same name.
 #[derive(Debug, Clone)]
 pub(crate) struct OciRuntime {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::User;
+use crate::{CpusetList, User};
 
 /// What becomes of the root drive and the drive mounts; block devices are never copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,10 +29,10 @@ pub struct JailRequest {
     pub user: User,
     /// The VMM's network namespace; `None` for the template's, else a new one without any network.
     pub net_ns: Option<PathBuf>,
-    /// Processors, as cpuset(7) lists them; empty for all.
-    pub cpus: String,
-    /// Memory nodes, as cpuset(7) lists them; empty for all.
-    pub mems: String,
+    /// Processors; empty for all.
+    pub cpus: CpusetList,
+    /// Memory nodes; empty for all.
+    pub mems: CpusetList,
     /// The cgroup that the VM's is made in; empty for `/firecracker-containerd`.
     pub cgroup_path: String,
     /// What becomes of drives.

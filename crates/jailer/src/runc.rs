@@ -22,7 +22,7 @@ use crate::jailer::{Jailer, Role, Start};
 use crate::layout;
 use crate::loan::Lender;
 use crate::needs::Needs;
-use crate::oci_runtime::OciRuntime;
+use crate::oci_runtime::{OciRuntime, RuntimeError};
 use crate::record::{Cgroup, Journal, Record};
 use crate::request::{JailRequest, Setup};
 use crate::spec::{Overrides, Template};
@@ -70,7 +70,7 @@ impl Runc {
             netns::check(path)?;
         }
         let vmm = find(setup.vmm);
-        let needs = Needs::of(&vmm)?;
+        let needs = Needs::of(&vmm, &template)?;
         let names = cgroup::candidates(&setup.request.cgroup_path, setup.namespace, setup.vm_id)?;
         let hierarchies = Hierarchies::of_host()?;
         let journal = Arc::new(Journal::begin(
@@ -154,8 +154,8 @@ impl Runc {
             user: self.request.user,
             cgroups_path: &self.cgroup,
             net_ns: self.request.net_ns.as_deref(),
-            cpus: &self.request.cpus,
-            mems: &self.request.mems,
+            cpus: self.request.cpus.as_str(),
+            mems: self.request.mems.as_str(),
             drives: &self.dir.join(layout::DRIVES),
             read_only: &self.needs.read_only_paths,
             devices: &self.needs.devices(),
@@ -175,6 +175,26 @@ impl Runc {
             path: path.clone(),
             source,
         })
+    }
+
+    /// Whose fault it is that there is no container: the request's when the host does not have what it pins the VMM to.
+    fn fault(&self, error: RuntimeError) -> StartError {
+        let JailRequest { cpus, mems, .. } = &self.request;
+        let pinned = [
+            ("JailerConfig.CPUs", cpus, "cpuset.cpus"),
+            ("JailerConfig.Mems", mems, "cpuset.mems"),
+        ];
+        let refused = pinned
+            .into_iter()
+            .find(|(_, list, file)| !list.as_str().is_empty() && error.mentions(file));
+        match refused {
+            Some((field, list, _)) => StartError::Jail(JailError::Cpuset {
+                field,
+                list: list.clone(),
+                source: Box::new(error),
+            }),
+            None => StartError::Container(error),
+        }
     }
 
     fn file_error(&self, name: &str) -> impl Fn(std::io::Error) -> JailError {
@@ -282,7 +302,8 @@ impl Jailer for Runc {
 
     async fn start(&self, start: Start) -> Result<Vmm, StartError> {
         self.write_configuration()?;
-        let started = self.runtime.run(&self.dir, RUN_BOUND).await?;
+        let started = self.runtime.run(&self.dir, RUN_BOUND).await;
+        let started = started.map_err(|error| self.fault(error))?;
         // Fails only for a second start, which the runtime has refused.
         let _ = self.vmm_pid.set(started.pid);
         let api = self.root.join(API_SOCKET);
@@ -318,6 +339,7 @@ impl Jailer for Runc {
         undone
     }
 }
+
 /// The first of `names` that no other VM has, which is the VM's from then on.
 fn claim(
     hierarchies: &Hierarchies,

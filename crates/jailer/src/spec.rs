@@ -183,6 +183,15 @@ impl Template {
         Ok(Value::Object(this.document))
     }
 
+    /// Whether the template itself mounts something at `path` or at a directory above.
+    pub(crate) fn mounts_at(&self, path: &Path) -> bool {
+        let mounts = self.document.get("mounts").and_then(Value::as_array);
+        mounts.into_iter().flatten().any(|mount| {
+            let destination = mount["destination"].as_str();
+            destination.is_some_and(|destination| path.starts_with(destination))
+        })
+    }
+
     fn mounts(&mut self, overrides: &Overrides<'_>) -> Result<(), TemplateError> {
         let mounts = entry(&mut self.document, "mounts", json!([])).and_then(Value::as_array_mut);
         let Some(mounts) = mounts else {

@@ -15,7 +15,10 @@ use crate::Test;
 use crate::host::{Host, Runtime, block_on, link, open};
 use crate::security::end;
 
-pub const TESTS: &[(&str, Test)] = &[("boot::a_vm", a_vm)];
+pub const TESTS: &[(&str, Test)] = &[
+    ("boot::a_vm", a_vm),
+    ("boot::without_its_list", without_its_list),
+];
 
 /// Why a VM cannot boot here.
 pub fn missing() -> Option<String> {
@@ -93,6 +96,41 @@ fn a_vm(runtime: &Runtime) {
             swaps(&jail, &vmm, &disk).await;
             end(jail, vmm, &host).await;
         }
+    });
+}
+
+/// `firecracker-tcg` alone: it says how its list is made.
+fn without_its_list(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        host.vmm = host.base.path().join("firecracker-tcg");
+        link(&program(), &host.vmm);
+        let told = std::process::Command::new(&host.vmm)
+            .arg("--print-jail-paths")
+            .output();
+        if !told.unwrap().status.success() {
+            println!("SKIPPED: the VMM is Firecracker, which needs no list");
+            return;
+        }
+        let jail = host.prepare().await;
+        let kernel = path("FC_GUEST_DIR", "default-vmlinux.bin");
+        let kernel = jail.show(Role::Kernel, &kernel).await.unwrap();
+        let vmm = jail.start(Start::default()).await.unwrap();
+        let api = vmm.client();
+        api.put_boot_source(&BootSource {
+            kernel_image_path: kernel,
+            initrd_path: None,
+            boot_args: None,
+        })
+        .await
+        .unwrap();
+        let refused = api.start_instance().await.expect_err("it sees no QEMU");
+        let said = format!("{refused:?}");
+        assert!(
+            said.contains("firecracker-tcg --print-jail-paths"),
+            "{said}"
+        );
+        end(jail, vmm, &host).await;
     });
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fc_client::Vmm;
 use fc_host_file::{Access, HostFile};
-use fc_jailer::{ExposePolicy, JailRequest, Jailer, Runc, Setup, Start, User};
+use fc_jailer::{CpusetList, ExposePolicy, JailRequest, Jailer, Runc, Setup, Start, User};
 
 use crate::stand_in::Orders;
 
@@ -153,8 +153,8 @@ impl Host {
             request: JailRequest {
                 user: User::new(UID, GID).unwrap(),
                 net_ns: None,
-                cpus: String::new(),
-                mems: String::new(),
+                cpus: CpusetList::default(),
+                mems: CpusetList::default(),
                 cgroup_path: String::new(),
                 policy: ExposePolicy::Bind,
             },

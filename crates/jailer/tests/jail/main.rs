@@ -10,6 +10,7 @@ mod files;
 mod host;
 #[allow(dead_code, reason = "the benchmark needs the rest")]
 mod measure;
+mod request;
 mod seccomp;
 mod security;
 mod stand_in;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         security::TESTS,
         seccomp::TESTS,
         files::TESTS,
+        request::TESTS,
         teardown::TESTS,
         boot::TESTS,
         cost::TESTS,

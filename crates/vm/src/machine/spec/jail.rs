@@ -1,6 +1,6 @@
 //! The jail that a request asks for.
 
-use fc_jailer::{ExposePolicy, JailRequest, User};
+use fc_jailer::{CpusetList, CpusetListError, ExposePolicy, JailRequest, User};
 use fc_proto::control::{DriveExposePolicy, JailerConfig};
 
 use super::{SpecError, absolute};
@@ -22,11 +22,19 @@ pub(super) fn jail(jail: &JailerConfig) -> Result<JailRequest, SpecError> {
             problem: error.to_string(),
         })?,
         net_ns: absolute("JailerConfig.NetNS", &jail.NetNS)?,
-        cpus: jail.CPUs.clone(),
-        mems: jail.Mems.clone(),
+        cpus: cpuset("JailerConfig.CPUs", &jail.CPUs)?,
+        mems: cpuset("JailerConfig.Mems", &jail.Mems)?,
         cgroup_path: jail.CgroupPath.clone(),
         policy,
     })
+}
+
+fn cpuset(field: &str, list: &str) -> Result<CpusetList, SpecError> {
+    list.parse()
+        .map_err(|error: CpusetListError| SpecError::Value {
+            field: field.to_owned(),
+            problem: error.to_string(),
+        })
 }
 
 #[cfg(test)]
@@ -35,7 +43,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn every_field_is_taken_and_root_is_refused() {
+    fn every_field_is_taken_and_what_cannot_be_is_refused() {
         let asked = JailerConfig {
             NetNS: "/run/netns/a".into(),
             CPUs: "0".into(),
@@ -52,8 +60,22 @@ mod tests {
         assert_eq!((taken.cpus.as_str(), taken.mems.as_str()), ("0", "0-1"));
         assert_eq!(taken.cgroup_path, "/group");
         assert_eq!(taken.policy, ExposePolicy::Bind);
-        let root = JailerConfig { UID: 0, ..asked };
-        let error = jail(&root).unwrap_err().to_string();
+        let refused = |change: &dyn Fn(&mut JailerConfig)| {
+            let mut asked = asked.clone();
+            change(&mut asked);
+            jail(&asked).unwrap_err().to_string()
+        };
+        let error = refused(&|jail| jail.UID = 0);
         assert!(error.contains("attempting to run as 0:1001"), "{error}");
+        let error = refused(&|jail| jail.CPUs = "0,first".into());
+        assert!(
+            error.starts_with("JailerConfig.CPUs: \"first\" is"),
+            "{error}"
+        );
+        let error = refused(&|jail| jail.Mems = "3-1".into());
+        assert!(
+            error.starts_with("JailerConfig.Mems: \"3-1\" is"),
+            "{error}"
+        );
     }
 }
