@@ -7,7 +7,8 @@ pub enum QemuError {
     /// No program of that name.
     #[error(
         "Cannot find qemu-system-x86_64 on PATH: install QEMU 10 or newer (Debian: package qemu-system-x86; on \
-         Debian 12 from bookworm-backports)"
+         Debian 12 from bookworm-backports). In a jail it has to be shown: write its list with `firecracker-tcg \
+         --print-jail-paths > firecracker-tcg.jail.json` beside the program"
     )]
     NotInstalled,
     /// `FIRECRACKER_TCG_QEMU` names no program.
