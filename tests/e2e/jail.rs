@@ -154,6 +154,12 @@ fn refused(setup: &Setup, flavor: &Flavor) {
     assert!(netns.contains("/nonexistent/netns"), "{netns}");
     let cgroup = with(&|jail| jail.CgroupPath = "/../..".to_owned());
     assert!(cgroup.contains("CgroupPath"), "{cgroup}");
-    let cpus = with(&|jail| jail.CPUs = "first".to_owned());
-    assert!(cpus.contains("cpus") && cpus.contains("first"), "{cpus}");
+    let code = |error: &str| error.contains("INVALID_ARGUMENT");
+    let cpus = with(&|jail| jail.CPUs = "0,first".to_owned());
+    assert!(code(&cpus) && cpus.contains("JailerConfig.CPUs"), "{cpus}");
+    let mems = with(&|jail| jail.Mems = "1-0".to_owned());
+    assert!(code(&mems) && mems.contains("JailerConfig.Mems"), "{mems}");
+    // A list, of what no host has: the kernel refuses it.
+    let mems = with(&|jail| jail.Mems = "0-1023".to_owned());
+    assert!(code(&mems) && mems.contains("JailerConfig.Mems"), "{mems}");
 }

@@ -10,6 +10,7 @@ use fc_proto::control::{
 };
 use fc_proto::protobuf::MessageField;
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::mount::Mount;
 use super::tap::Tap;
@@ -127,10 +128,12 @@ struct Created {
 pub async fn run(host: &Host, args: &CreateArgs) -> Result<(), CtlError> {
     let request = request(host, args);
     let control = host.control().await?;
+    // From before the call on: what ends this program ends the VM that it is creating.
+    let mut terminated = signal(SignalKind::terminate()).map_err(CtlError::Runtime)?;
     let create = control.client.create_vm(host.context(), &request);
     let answer = tokio::select! {
         answer = progress::show(host, &args.id, create) => answer.map_err(call_error)?,
-        _ = tokio::signal::ctrl_c() => {
+        () = interrupted(&mut terminated) => {
             // The call ends with its connection, and the VM with its call.
             drop(control);
             return give_up(host, &args.id).await;
@@ -139,6 +142,14 @@ pub async fn run(host: &Host, args: &CreateArgs) -> Result<(), CtlError> {
     let created = created(host, answer);
     host.output.print(&created, text);
     Ok(())
+}
+
+/// Waits for ctrl-c or the signal by which other programs end this one.
+async fn interrupted(terminated: &mut Signal) {
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
 }
 
 /// Waits until the VM whose creation was given up is gone.
