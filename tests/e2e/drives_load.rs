@@ -112,14 +112,14 @@ fn visits(on: &Instance, tasks: &Tasks, dir: &Path) {
             let tags = fs_image::read_ext4(image, &format!("/tags-{round}"));
             let tag = format!("tag-of-file-{file}\n");
             assert_eq!(String::from_utf8_lossy(&tags), tag.repeat(20_000));
-            sums[file] = sha256(image);
+            sums[file] = fs_image::sha256(image);
         }
     }
     slots.dedup();
     assert_eq!(slots.len(), 1, "one slot for all: {slots:?}");
     for (file, image) in images.iter().enumerate() {
         assert_eq!(
-            sha256(image),
+            fs_image::sha256(image),
             sums[file],
             "written to after it was let go of"
         );
@@ -154,10 +154,4 @@ fn md5(image: &Path, file: &str) -> String {
     let mut sum = Command::new("sh");
     sum.args(["-c", "md5sum <\"$0\""]).arg(copy);
     finish(sum).expect(0).text().trim_end().to_owned()
-}
-
-fn sha256(file: &Path) -> String {
-    let mut sum = Command::new("sha256sum");
-    sum.arg(file);
-    finish(sum).expect(0).text()
 }

@@ -144,6 +144,13 @@ pub fn read_ext4(image: &Path, file: &str) -> Vec<u8> {
     finish(debugfs).expect(0).stdout
 }
 
+/// What sha256sum(1) prints of an image.
+pub fn sha256(image: &Path) -> String {
+    let mut sum = Command::new("sha256sum");
+    sum.arg(image);
+    finish(sum).expect(0).text()
+}
+
 /// A block device over a file of the host, until dropped.
 pub struct Loop(PathBuf);
 

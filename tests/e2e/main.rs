@@ -21,6 +21,7 @@ mod fixture;
 mod fs_image;
 mod image_volumes;
 mod jail;
+mod liar;
 mod lifecycle;
 mod own_mounts;
 mod quarantine;
@@ -64,6 +65,7 @@ fn main() {
             .chain(shared_vm::TESTS)
             .chain(drives::TESTS)
             .chain(drives_load::TESTS)
+            .chain(liar::TESTS)
             .chain(volumes::TESTS);
         let chosen: Vec<&(&str, OnInstance)> = if i == 0 {
             everywhere.chain(first_only).collect()
@@ -176,6 +178,7 @@ fn report_skipped(args: &Arguments, missing: &str) {
         .chain(volumes::TESTS)
         .chain(drives::TESTS)
         .chain(drives_load::TESTS)
+        .chain(liar::TESTS)
         .map(|(name, _)| name)
         .chain(errors::TESTS.iter().map(|(name, _)| name))
         .chain(lifecycle::TESTS.iter().map(|(name, _)| name))

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use fc_proto::task::api::Mount;
+use fc_proto::ttrpc::Code;
 
 use crate::OnInstance;
+use crate::daemon::failed;
 use crate::fixture::{Finished, Instance, finish};
 use crate::fs_image::{self, Loop};
 use crate::shared_vm::stop_vm;
@@ -56,15 +58,17 @@ fn every_file_system(tasks: &Tasks, dir: &Path) {
         let text = tasks.sh(fstype, &rootfs, &script);
         assert_eq!(text, format!("{fstype} / {fstype} rw,noatime\n"));
         fs_image::check(fstype, &image);
-        // Another container gets it, from a block device now.
+        // Others get it from a block device now, as devmapper's containers do: the first one writes to it.
         let device = Loop::attach(&image);
+        let rootfs = [mount(fstype, device.device(), &["rw"])];
+        tasks.sh(fstype, &rootfs, "md5sum /sum >/sum-of-sum; sync");
         let rootfs = [mount(fstype, device.device(), &["ro"])];
-        let script = "cat /hello; md5sum -c /sum; touch /new 2>/dev/null && exit 9; \
+        let script = "cat /hello; md5sum -c /sum /sum-of-sum; touch /new 2>/dev/null && exit 9; \
                       grep -o ' / [a-z0-9]* ro' /proc/mounts";
         let text = tasks.sh(fstype, &rootfs, script);
         assert_eq!(
             text,
-            format!("{fstype}/bin/busybox: OK\n / {fstype} ro\n"),
+            format!("{fstype}/bin/busybox: OK\n/sum: OK\n / {fstype} ro\n"),
             "read-only"
         );
         drop(device);
@@ -94,12 +98,7 @@ fn several(tasks: &Tasks, dir: &Path) {
     std::fs::write(dir.join("bound/file"), "bound").expect("a file");
     let image = dir.join("image");
     fs_image::make("ext4", &dir.join("inner"), &image);
-    let sum = |path: &Path| {
-        let mut sum = Command::new("sha256sum");
-        sum.arg(path);
-        finish(sum).expect(0).text()
-    };
-    let before = sum(&image);
+    let before = fs_image::sha256(&image);
     let rootfs = [
         overlay(&dir, "lower"),
         mount_at("/data", "ext4", &image, &["loop"]),
@@ -110,15 +109,13 @@ fn several(tasks: &Tasks, dir: &Path) {
                   cat /hello /data/at/file; grep -o ' / overlay' /proc/mounts";
     let text = tasks.sh("several", &rootfs, script);
     assert_eq!(text, "layerimageboundnew\nnew\n / overlay\n");
-    assert_eq!(sum(&image), before);
+    assert_eq!(fs_image::sha256(&image), before);
     assert_eq!(std::fs::read(dir.join("bound/file")).expect("it"), b"bound");
 
     let no_root = [mount_at("/data", "ext4", &image, &["loop"])];
-    let refused = tasks.start("refused", &no_root, &["/bin/sh"]);
-    let Err(error) = refused else {
-        panic!("a root file system without a root")
-    };
-    assert!(error.to_string().contains("/data"), "{error}");
+    let (code, text) = failed(tasks.start("refused", &no_root, &["/bin/sh"]));
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+    assert!(text.contains("/data"), "{text}");
 }
 
 /// An active snapshot as containerd's snapshotter describes it, on directories of `dir`.

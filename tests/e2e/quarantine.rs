@@ -1,9 +1,11 @@
 //! A guest that does not let go of a drive: its slot is put aside, and comes back when the cause is gone.
 
+use fc_proto::ttrpc::Code;
 use serde_json::Value;
 
 use crate::OnSetup;
 use crate::ctl::Ctl;
+use crate::daemon::failed;
 use crate::fixture::{Flavor, Instance, Setup};
 use crate::fs_image;
 use crate::shared_vm::stop_vm;
@@ -62,6 +64,12 @@ fn put_aside(setup: &Setup, flavor: &Flavor) {
     );
     let doctor = ctl.run(&["doctor"]).text();
     assert!(doctor.contains("is quarantined"), "{doctor}");
+
+    // Nor is its file anybody else's: that can be had later.
+    let (code, text) = failed(tasks.start("thief", &rootfs, &["/bin/true"]));
+    assert_eq!(code, Code::FAILED_PRECONDITION, "{text}");
+    let in_use = format!("{} is in use: another VM", image.display());
+    assert!(text.contains(&in_use), "{text}");
 
     // It is nobody else's, though the one of all that is free longest would be next.
     on.run_detached(&in_vm, "other", &["/bin/sleep", "600"]);

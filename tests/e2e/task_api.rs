@@ -24,6 +24,7 @@ pub struct Tasks<'a> {
 }
 
 /// A container that was started. Whoever started it ends it with [`Tasks::end`].
+#[derive(Debug)]
 pub struct Started {
     id: String,
     /// Its standard output and error.

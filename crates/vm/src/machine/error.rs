@@ -180,6 +180,7 @@ impl BootError {
         match self {
             Self::Spec(SpecError::Unsupported { .. }) => Class::Unsupported,
             Self::Spec(_) | Self::Refused { .. } | Self::AskedFifo { .. } => Class::Invalid,
+            Self::Preflight(error) if error.is_refusal() => Class::Invalid,
             Self::Preflight(PreflightError::Stopped(_)) => Class::Internal,
             Self::Preflight(_) | Self::Choose(_) | Self::DriveMount { .. } => Class::Precondition,
             Self::TimedOut { .. } => Class::Deadline,

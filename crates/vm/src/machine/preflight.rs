@@ -62,6 +62,13 @@ pub enum PreflightError {
     Stopped(#[source] tokio::task::JoinError),
 }
 
+impl PreflightError {
+    /// Whether the request names what can never be a drive, whatever becomes of the host.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::File { what: What::DriveMount(_), source } if source.is_refusal())
+    }
+}
+
 /// A file that a VM is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
@@ -224,7 +231,7 @@ mod tests {
     use fc_config::Config;
     use fc_proto::control::CreateVMRequest;
 
-    use crate::machine::chain;
+    use crate::machine::{BootError, Class, chain};
 
     fn spec(dir: &Path) -> VmSpec {
         let config = Config {
@@ -285,10 +292,17 @@ mod tests {
             "{}",
             problem()
         );
+        let class = |error: PreflightError| BootError::from(error).class();
         let kind = check_blocking(&spec).unwrap_err();
         assert!(chain(&kind).contains("is a FIFO"), "{kind:?}");
+        assert_eq!(class(kind), Class::Invalid);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "x").unwrap();
+        let writer = HostFile::open(&path, Access::Write).unwrap();
+        let in_use = check_blocking(&spec).unwrap_err();
+        assert!(chain(&in_use).contains("is in use"), "{in_use:?}");
+        assert_eq!(class(in_use), Class::Precondition);
+        drop(writer);
         check_blocking(&spec).unwrap();
     }
 
