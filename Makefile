@@ -44,8 +44,9 @@ run: deps build guest
 deps:
 	@scripts/install-deps.sh run
 
+# Without what no program here is linked with, so that none gets the features that its dependencies turn on.
 build:
-	@cargo build --release --locked --workspace
+	@cargo build --release --locked --workspace --exclude fc-image-volume --exclude fc-e2e
 
 guest: build
 	@$(BIN)/firecracker-image build --output $(GUEST) --cache $(KERNELS) \
