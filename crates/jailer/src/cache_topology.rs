@@ -1,7 +1,8 @@
 //! The host's CPU cache topology, which Firecracker on ARM reads from sysfs to describe it to the guest.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Where sysfs tells it, without the leading `/`.
@@ -32,13 +33,22 @@ pub(crate) fn copy(host: &Path, root: &Path) -> io::Result<()> {
         fs::create_dir_all(&to)?;
         for name in FILES {
             match fs::read(cache.path().join(name)) {
-                Ok(content) => fs::write(to.join(name), content)?,
+                Ok(content) => write(&to.join(name), &content)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
+        for directory in to.ancestors().take_while(|directory| *directory != root) {
+            fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+        }
     }
     Ok(())
+}
+
+/// A file that everybody may read and nobody write to, whatever this process' umask is.
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    fs::write(path, content)?;
+    fs::set_permissions(path, Permissions::from_mode(0o444))
 }
 
 #[cfg(test)]
@@ -57,6 +67,10 @@ mod tests {
         copy(host.path(), root.path()).unwrap();
         let copied = root.path().join(CACHE);
         assert_eq!(fs::read(copied.join("index0/level")).unwrap(), b"1\n");
+        for (path, mode) in [("", 0o755), ("index0", 0o755), ("index0/level", 0o444)] {
+            let permissions = copied.join(path).metadata().unwrap().permissions();
+            assert_eq!(permissions.mode() & 0o7777, mode, "{path}");
+        }
         assert_eq!(fs::read_dir(copied.join("index0")).unwrap().count(), 1);
         assert_eq!(fs::read_dir(copied).unwrap().count(), 1);
     }

@@ -21,8 +21,14 @@ pub(crate) struct JailExposer {
     drives: PathBuf,
     mounter: Arc<FileMounter>,
     lender: Arc<Lender>,
-    /// The files behind names, to give them back to their owners.
-    exposed: Mutex<HashMap<String, HostFile>>,
+    exposed: Mutex<HashMap<String, Exposed>>,
+}
+
+/// What is behind a name.
+struct Exposed {
+    /// To be given back to its owner.
+    file: HostFile,
+    access: Access,
 }
 
 impl JailExposer {
@@ -40,13 +46,19 @@ impl JailExposer {
         Ok(self.drives.join(name))
     }
 
+    /// How the VMM may use what is behind `name`.
+    fn access_to(&self, name: &str) -> Option<Access> {
+        let exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
+        exposed.get(name).map(|shown| shown.access)
+    }
+
     fn take_away(&self, name: &str) -> Result<(), BackendError> {
         detach(&self.target(name)?)?;
         let mut exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(file) = exposed.get(name) else {
+        let Some(shown) = exposed.get(name) else {
             return Ok(());
         };
-        self.lender.take_back(file.file())?;
+        self.lender.take_back(shown.file.file())?;
         exposed.remove(name);
         Ok(())
     }
@@ -68,18 +80,22 @@ impl Exposer for JailExposer {
     ) -> Result<String, BackendError> {
         let target = self.target(name)?;
         let visible = format!("{}/{name}", spec::DRIVES.trim_start_matches('/'));
-        if is_shown(file, &target) {
-            return Ok(visible);
-        }
-        self.take_away(name)?;
-        let mut exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
-        exposed.insert(name.to_owned(), file.clone());
-        drop(exposed);
         let access = if read_only {
             Access::Read
         } else {
             Access::Write
         };
+        if self.access_to(name) == Some(access) && is_shown(file, &target) {
+            return Ok(visible);
+        }
+        self.take_away(name)?;
+        let mut exposed = self.exposed.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = Exposed {
+            file: file.clone(),
+            access,
+        };
+        exposed.insert(name.to_owned(), shown);
+        drop(exposed);
         self.mounter
             .attach_open(file.file(), file.path(), &target, access)?;
         Ok(visible)

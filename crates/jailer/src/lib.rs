@@ -5,7 +5,7 @@
 //! `docs/threat-model.md`.
 //!
 //! - `layout`: the jail's directories; `file_mount`, `exposer`: the host's files in them; `file_limit`: their length.
-//! - `needs`, `linkage`: what the VMM needs besides its own file.
+//! - `program`, `needs`: the VMM's file, and what it needs besides.
 //! - `spec`: the container's configuration; `oci_runtime`: who makes the container.
 //! - `cgroup`: the container's control groups.
 //! - `record`, `undo`: what has to be undone, and undoing it, after whatever was killed.
@@ -21,12 +21,12 @@ mod file_mount;
 mod idmap;
 mod jailer;
 mod layout;
-mod linkage;
 mod loan;
 mod member;
 mod needs;
 mod netns;
 mod oci_runtime;
+mod program;
 mod record;
 mod request;
 mod run_lock;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::linkage;
+use crate::program;
 use crate::spec::{Device, Template};
 
 /// The file's content. Everything is optional.
@@ -74,7 +74,7 @@ impl Needs {
         name.push(".jail.json");
         let path = PathBuf::from(name);
         let needs = Self::listed(&path)?;
-        match linkage::interpreter(program) {
+        match program::interpreter(program) {
             Some(interpreter)
                 if !needs.read_only_paths.contains(&interpreter)
                     && !template.mounts_at(&interpreter) =>
@@ -167,7 +167,7 @@ mod tests {
     fn an_interpreter_has_to_be_shown() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("vmm");
-        std::fs::write(&program, linkage::linked("/lib64/ld.so")).unwrap();
+        std::fs::write(&program, program::linked("/lib64/ld.so")).unwrap();
         let bare = template(dir.path(), "");
         let list = dir.path().join("vmm.jail.json");
         let refused = || Needs::of(&program, &bare).unwrap_err().to_string();
@@ -182,7 +182,7 @@ mod tests {
         Needs::of(&program, &around).unwrap();
         let beside = template(dir.path(), r#"{"destination": "/lib"}"#);
         Needs::of(&program, &beside).unwrap_err();
-        std::fs::write(&program, linkage::linked("/etc/passwd")).unwrap();
+        std::fs::write(&program, program::linked("/etc/passwd")).unwrap();
         Needs::of(&program, &bare).unwrap();
     }
 

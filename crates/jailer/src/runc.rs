@@ -27,7 +27,7 @@ use crate::record::{Cgroup, Journal, Record};
 use crate::request::{JailRequest, Setup};
 use crate::spec::{Overrides, Template};
 use crate::undo::{UndoError, undo_except};
-use crate::{cache_topology, netns};
+use crate::{cache_topology, netns, program};
 
 /// The VMM's program, in its root (the original's name).
 const PROGRAM: &str = "firecracker";
@@ -58,6 +58,16 @@ pub struct Runc {
 }
 
 impl Runc {
+    /// Whether the template and the VMM with its list are such as jails can be made of.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn check(vmm: &Path, template: &Path) -> Result<(), JailError> {
+        let template = Template::read(template)?;
+        Needs::of(&program::find(vmm), &template)?;
+        Ok(())
+    }
+
     /// Checks everything that can be checked, then makes the jail's directories and cgroup. Nothing stays of
     /// a jail that cannot be made.
     ///
@@ -69,7 +79,7 @@ impl Runc {
         if let Some(path) = &setup.request.net_ns {
             netns::check(path)?;
         }
-        let vmm = find(setup.vmm);
+        let vmm = program::find(setup.vmm);
         let needs = Needs::of(&vmm, &template)?;
         let names = cgroup::candidates(&setup.request.cgroup_path, setup.namespace, setup.vm_id)?;
         let hierarchies = Hierarchies::of_host()?;
@@ -115,8 +125,8 @@ impl Runc {
 
     /// What every VMM finds in its root.
     fn fill(&self) -> Result<(), JailError> {
-        let program = self.root.join(PROGRAM);
-        self.mounter.attach(&self.vmm, &program, Access::Execute)?;
+        let target = self.root.join(PROGRAM);
+        self.mounter.attach(&self.vmm, &target, Access::Execute)?;
         if cfg!(target_arch = "aarch64") {
             cache_topology::copy(Path::new("/"), &self.root).map_err(|source| JailError::File {
                 path: self.root.join("sys"),
@@ -367,18 +377,6 @@ fn command_line(vmm_id: &str) -> Vec<String> {
     [&program, "--api-sock", API_SOCKET, "--id", vmm_id]
         .map(ToOwned::to_owned)
         .to_vec()
-}
-
-/// A bare name as a file on `PATH`.
-fn find(program: &Path) -> PathBuf {
-    if program.components().count() > 1 {
-        return program.to_owned();
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut candidates = std::env::split_paths(&path).map(|directory| directory.join(program));
-    candidates
-        .find(|candidate| candidate.is_file())
-        .unwrap_or_else(|| program.to_owned())
 }
 
 /// The error that stopped the making of a jail is the one to report.

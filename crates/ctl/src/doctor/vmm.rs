@@ -6,6 +6,7 @@ use fc_client::host::kvm::{self, Kvm};
 use fc_client::host::vmm::{VmmChoice, choose};
 use fc_client::{MINIMUM_VERSION, Version};
 use fc_config::Config;
+use fc_jailer::Runc;
 use fc_vm::machine::chain;
 
 use super::Finding;
@@ -17,18 +18,18 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
     let kvm = kvm::probe();
     let chosen = choose(config.firecracker_binary_path.as_deref());
     let mut findings = vec![kvm_finding(&kvm)];
-    match chosen {
+    match &chosen {
         Err(error) => findings.push(Finding::problem(
             "VMM",
-            chain(&error),
+            chain(error),
             "install firecracker, or firecracker-tcg and QEMU (`make install`), or set firecracker_binary_path",
         )),
         Ok(choice) => {
-            findings.push(version(&choice));
-            findings.extend(suits(&choice, &kvm));
+            findings.push(version(choice));
+            findings.extend(suits(choice, &kvm));
         }
     }
-    findings.extend(jail(config));
+    findings.extend(jail(config, chosen.ok().as_ref()));
     findings
 }
 
@@ -115,7 +116,7 @@ fn suits(choice: &VmmChoice, kvm: &Kvm) -> Option<Finding> {
 }
 
 /// A jail is a choice: without it there is nothing to check.
-fn jail(config: &Config) -> Option<Finding> {
+fn jail(config: &Config, vmm: Option<&VmmChoice>) -> Option<Finding> {
     const CHECK: &str = "jail";
     let runc = config.jailer.runc_binary_path.as_ref()?;
     let template = &config.jailer.runc_config_path;
@@ -126,22 +127,17 @@ fn jail(config: &Config) -> Option<Finding> {
             "install runc or crun, or correct jailer.runc_binary_path",
         ));
     }
-    let read =
-        std::fs::read(template).map(|text| serde_json::from_slice::<serde_json::Value>(&text));
-    Some(match read {
-        Ok(Ok(_)) => Finding::ok(
+    // Without a VMM there is a finding already.
+    let checked = Runc::check(&vmm?.path, template);
+    Some(match checked {
+        Ok(()) => Finding::ok(
             CHECK,
             format!("{} with {}", runc.display(), template.display()),
         ),
-        Ok(Err(error)) => Finding::problem(
-            CHECK,
-            format!("{} is not JSON: {error}", template.display()),
-            "correct it or install the one that comes with the runtime",
-        ),
         Err(error) => Finding::problem(
             CHECK,
-            format!("{} cannot be read: {error}", template.display()),
-            "install the template that comes with the runtime (`make install`)",
+            chain(&error),
+            "install the template, and the VMM's list, that come with the runtime (`make install`), or correct them",
         ),
     })
 }

@@ -62,6 +62,11 @@ fn everything_a_vm_boots_from(runtime: &Runtime) {
         assert_eq!((stub.uid(), stub.gid()), (UID, GID));
         let vmm = jail.start(Start::default()).await.unwrap();
         let mut orders = Orders::connect(jail.root());
+        let configuration = host.dir.join("config.json").metadata().unwrap();
+        assert_eq!(
+            (configuration.mode() & 0o777, configuration.uid()),
+            (0o400, 0)
+        );
 
         for (name, content) in [(&kernel, "kernel"), (&initrd, "initrd"), (&root, "root")] {
             assert_eq!(orders.give(&format!("read {name}")).unwrap(), content);
@@ -138,11 +143,15 @@ fn exposed_while_it_runs(runtime: &Runtime) {
                 "round {round}"
             );
             orders.give(&format!("open-rw {name}")).unwrap();
-            // Once more; and another file under the same name.
-            exposer
-                .expose("ctrstub0.attached", &first, false)
-                .await
-                .unwrap();
+            // Once more; for reading only from then on; and another file under the same name.
+            for read_only in [false, true] {
+                exposer
+                    .expose("ctrstub0.attached", &first, read_only)
+                    .await
+                    .unwrap();
+                let opened = orders.give(&format!("open-rw {name}"));
+                assert_eq!(opened.is_err(), read_only, "{opened:?}");
+            }
             exposer
                 .expose("ctrstub0.attached", &second, true)
                 .await

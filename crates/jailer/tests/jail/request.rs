@@ -24,6 +24,13 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
+/// What looks like a program that is linked dynamically (elf(5)): the header, whose 64 bytes one program header of 56
+/// follows, and the name of the interpreter, which is what that header is of.
+const DYNAMIC: &[u8] = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
+    \x40\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x38\0\x01\0\0\0\0\0\0\0\
+    \x03\0\0\0\0\0\0\0\x78\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
+    \x0d\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0/lib64/ld.so\0";
+
 /// What cannot be is said at once, and nothing of it stays.
 fn refused(runtime: &Runtime) {
     block_on(async {
@@ -48,13 +55,17 @@ fn refused(runtime: &Runtime) {
         assert!(error.is_invalid_request(), "{error}");
         let error = refused(&|setup| setup.vmm = Path::new("/nonexistent")).await;
         assert!(error.to_string().contains("/nonexistent"), "{error}");
-        // A program of the distribution's, which is linked dynamically and has no list.
-        let error = refused(&|setup| setup.vmm = Path::new("/bin/true")).await;
+
+        let mut host = Host::new(runtime);
+        host.vmm = host.base.path().join("dynamic");
+        fs::write(&host.vmm, DYNAMIC).unwrap();
+        let error = Runc::prepare(host.setup()).await.err().expect("an error");
         let text = error.to_string();
         assert!(
-            text.contains("/bin/true.jail.json") && text.contains("/ld-"),
+            text.contains("dynamic.jail.json") && text.contains("/lib64/ld.so"),
             "{text}"
         );
+        host.assert_clean();
     });
 }
 

@@ -1,4 +1,4 @@
-//! Which programs the kernel cannot execute by themselves (elf(5)): those that are linked dynamically.
+//! The VMM's program: where it is, and which one the kernel executes in its place when it is linked dynamically (elf(5)).
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,6 +22,18 @@ const LENGTH_AT: usize = 32;
 const PT_INTERP: u32 = 3;
 /// Longest name that the kernel takes (`PATH_MAX`).
 const LONGEST_NAME: u64 = 4096;
+
+/// A bare name as a file on `PATH`.
+pub(crate) fn find(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut candidates = std::env::split_paths(&path).map(|directory| directory.join(program));
+    candidates
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| program.to_owned())
+}
 
 /// The program that the kernel executes in `program`'s place, by its path; `None` for one that is linked statically,
 /// and for what is no program at all.
@@ -129,14 +141,12 @@ mod tests {
     }
 
     #[test]
-    fn the_compiler_s_own_programs_are_understood() {
-        // Debian's programs are linked dynamically.
-        let shell = Path::new("/bin/sh");
-        if shell.exists() {
-            let found = interpreter(&shell.canonicalize().unwrap());
-            assert!(found.is_some_and(|path| path.exists()));
-        } else {
-            println!("SKIPPED: there is no /bin/sh");
+    fn a_real_program() {
+        if !Path::new("/etc/debian_version").exists() {
+            println!("SKIPPED: only on Debian it is known that the shell is linked dynamically");
+            return;
         }
+        let shell = Path::new("/bin/sh").canonicalize().unwrap();
+        assert!(interpreter(&shell).is_some_and(|path| path.exists()));
     }
 }
