@@ -10,7 +10,7 @@ use fc_testbed::leftovers::wait_for_end;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::traces::{assert_gone, network};
+use super::traces::assert_gone;
 use super::{NAMESPACE, configure, image, template, unique, user};
 use crate::ctl::Ctl;
 use crate::daemon::Daemon;
@@ -101,7 +101,8 @@ struct Vm {
     dir: PathBuf,
     vmm: i32,
     shim: i32,
-    network: PathBuf,
+    /// Its network namespace. Open, it keeps its number, which another one would get soon.
+    network: fs::File,
 }
 
 /// A machine without a daemon, and the files that its VMs get.
@@ -176,7 +177,6 @@ impl<'a> Host<'a> {
         }
         let info = self.ctl().json(&["vm", "info", &id]);
         let number = |value: &Value| value.as_i64().and_then(|pid| i32::try_from(pid).ok());
-        let cgroup = info["paths"]["cgroup"].as_str().expect("a cgroup");
         let dir = self.on.layout.shim_base().join(format!("{NAMESPACE}#{id}"));
         let nodes = fs::read_dir(dir.join("drives")).expect("a jail").flatten();
         let mut types = nodes.filter_map(|node| node.file_type().ok());
@@ -184,10 +184,11 @@ impl<'a> Host<'a> {
             types.any(|kind| kind.is_block_device()),
             "there is a device to be removed"
         );
+        let vmm = number(&info["vmm_pid"]).expect("a VMM");
         Vm {
-            vmm: number(&info["vmm_pid"]).expect("a VMM"),
+            vmm,
             shim: number(&info["shim_pid"]).expect("a shim"),
-            network: network(cgroup),
+            network: fs::File::open(format!("/proc/{vmm}/ns/net")).expect("a process"),
             id,
             dir,
         }
@@ -250,12 +251,13 @@ fn kill(pid: i32) {
     kill_process(pid, Signal::KILL).expect("a signal");
 }
 
-/// A network namespace is gone when no process is in it and none is mounted.
+/// A network namespace goes when no process is in it, none is mounted, and we close it.
 #[track_caller]
-fn assert_no_process_in(network: &Path) {
+fn assert_no_process_in(network: &fs::File) {
+    let network = network.metadata().expect("a namespace").ino();
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
-    let mut networks = processes.filter_map(|it| fs::read_link(it.path().join("ns/net")).ok());
-    assert!(!networks.any(|it| it == network), "{network:?} stays");
+    let mut networks = processes.filter_map(|it| fs::metadata(it.path().join("ns/net")).ok());
+    assert!(!networks.any(|it| it.ino() == network), "{network} stays");
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-    assert!(!mounts.contains(&network.display().to_string()));
+    assert!(!mounts.contains(&format!("net:[{network}]")), "{mounts}");
 }
