@@ -61,7 +61,8 @@ fn out_of_reach(on: &Instance) {
     finish(exec("go", "echo >/tmp/go")).expect(0);
     let mut said = String::new();
     output.read_to_string(&mut said).expect("the rest");
-    assert!(writer.wait().expect("ctr").success(), "{said}");
+    let ended = writer.wait().expect("ctr");
+    assert!(ended.success(), "all of it was written: {ended}, {said}");
     // One sector is there to be written to, the stub's, and now it is empty.
     assert_eq!(said, "0\n1\n");
     assert_eq!(fs_image::sha256(&image), before);
