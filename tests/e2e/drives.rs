@@ -63,8 +63,9 @@ fn one_slot(setup: &Setup, flavor: &Flavor) {
     }
     assert_eq!(on.vm_dirs().len(), 1, "one VM for all");
     let after = Footprint::of(&on, "reused");
-    println!("after round {SETTLED}: {before:?}; after round {rounds}: {after:?}");
-    after.expect_no_more_than(&before.expect("more rounds than that"));
+    let before = before.expect("more rounds than that");
+    println!("after round {SETTLED}:  {before:?}\nafter round {rounds}: {after:?}");
+    after.expect_no_more_than(&before);
     for times in drive_times(&log) {
         println!("{times}");
         assert!(!times.all.is_empty(), "the shim logs its drives");
