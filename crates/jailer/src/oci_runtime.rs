@@ -236,11 +236,15 @@ impl OciRuntime {
     }
 
     fn failed(&self, subcommand: &'static str, status: ExitStatus, words: &str) -> RuntimeError {
+        let words = match words.trim() {
+            "" => "it said nothing",
+            words => words,
+        };
         RuntimeError::Failed {
             program: self.program.clone(),
             subcommand,
             status,
-            words: words.trim().to_owned(),
+            words: words.to_owned(),
         }
     }
 

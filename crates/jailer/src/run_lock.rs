@@ -115,6 +115,7 @@ mod tests {
         drop(copy);
         assert!(waiter.join().unwrap());
     }
+
     #[test]
     fn kills_other_programs_that_hold_it() {
         use std::os::unix::process::CommandExt;
