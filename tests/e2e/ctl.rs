@@ -13,6 +13,7 @@ use crate::tap::Tap;
 pub const TESTS: &[(&str, OnSetup)] = &[
     ("ctl::every_command", every_command),
     ("ctl::gc_removes_what_a_killed_shim_left", gc),
+    ("ctl::a_signal_ends_the_vm_being_created", signalled),
 ];
 
 /// `firecracker-ctl` for the VMs of an instance.
@@ -213,4 +214,28 @@ fn gc(setup: &Setup, flavor: &Flavor) {
     assert!(!std::path::Path::new(&socket).exists());
     assert_eq!(ctl.json(&["gc"]), Value::Array(Vec::new()));
     assert_eq!(ctl.json(&["vm", "list"]), Value::Array(Vec::new()));
+}
+
+/// As `timeout` and service managers end programs: the VM that is being created goes, too, long before its own bound.
+fn signalled(setup: &Setup, flavor: &Flavor) {
+    use rustix::process::{Pid, Signal, kill_process};
+    let on = &Instance::start(setup, flavor);
+    let ctl = Ctl { setup, on };
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut command = ctl.command(&["vm", "create", "unwanted", "--timeout", "600"]);
+        let creating = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let mut creating = creating.expect("it runs");
+        // The moment that a VM has a directory and a shim to be ended.
+        while ctl.json(&["vm", "list"]) == Value::Array(Vec::new()) {
+            let ended = creating.try_wait().expect("its state");
+            assert_eq!(ended, None, "it creates a VM");
+        }
+        let pid = Pid::from_raw(i32::try_from(creating.id()).expect("a pid")).expect("a pid");
+        kill_process(pid, signal).expect("a signal");
+        let ended = creating.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains("Interrupted"), "{said}");
+        assert_eq!(ctl.json(&["vm", "list"]), Value::Array(Vec::new()));
+    }
 }

@@ -16,9 +16,9 @@ use crate::service::service;
 pub struct Connection {
     /// The client. Every call needs the namespace in its context, see [`fc_rpc::client::context`].
     pub client: FirecrackerClient,
-    /// Whether a daemon answers; otherwise this process does.
-    pub daemon: bool,
-    /// Serves `client` without a daemon, as long as it lives.
+    /// Who answers without a daemon: this process.
+    pub own: Option<Host>,
+    /// Serves `client` for `own`, as long as it lives.
     _server: Option<Server>,
 }
 
@@ -51,7 +51,7 @@ pub async fn connect(settings: Settings) -> Result<Connection, ClientError> {
     match fc_rpc::client::connect(address).await {
         Ok(client) => Ok(Connection {
             client: FirecrackerClient::new(client),
-            daemon: true,
+            own: None,
             _server: None,
         }),
         Err(error) if nobody_listens(&error) => in_process(Host::new(settings)).await,
@@ -74,10 +74,10 @@ fn nobody_listens(error: &io::Error) -> bool {
 /// # Errors
 /// See [`ClientError`].
 pub async fn in_process(host: Host) -> Result<Connection, ClientError> {
-    let (stream, server) = in_process_stream(host).await?;
+    let (stream, server) = in_process_stream(host.clone()).await?;
     Ok(Connection {
         client: FirecrackerClient::new(Client::new(Socket::new(stream))),
-        daemon: false,
+        own: Some(host),
         _server: Some(server),
     })
 }

@@ -30,23 +30,29 @@ pub async fn create_vm(
     namespace: &str,
     request: CreateVMRequest,
 ) -> Result<CreateVMResponse, ControlError> {
-    validate(namespace, &request.VMID)?;
     // Lives as long as the caller waits.
-    let (_waiting, given_up) = oneshot::channel();
-    detached(create(
-        host.clone(),
-        namespace.to_owned(),
-        request,
-        given_up,
-    ))
-    .await
+    let (_waiting, given_up) = oneshot::channel::<()>();
+    let given_up = async { drop(given_up.await) };
+    create_vm_until(host, namespace, request, given_up).await
+}
+
+/// See [`Host::create_vm_until`].
+pub async fn create_vm_until(
+    host: &Host,
+    namespace: &str,
+    request: CreateVMRequest,
+    given_up: impl Future<Output = ()> + Send + 'static,
+) -> Result<CreateVMResponse, ControlError> {
+    validate(namespace, &request.VMID)?;
+    let namespace = namespace.to_owned();
+    detached(create(host.clone(), namespace, request, given_up)).await
 }
 
 async fn create(
     host: Host,
     namespace: String,
     request: CreateVMRequest,
-    given_up: oneshot::Receiver<()>,
+    given_up: impl Future<Output = ()>,
 ) -> Result<CreateVMResponse, ControlError> {
     let vm_id = request.VMID.clone();
     let bound = match request.TimeoutSeconds {
@@ -74,7 +80,7 @@ async fn create(
     }
     let answer = tokio::select! {
         answer = ready(&host, &namespace, &shim) => answer,
-        _ = given_up => {
+        () = given_up => {
             tracing::info!(namespace, vmID = vm_id, "CreateVM was given up");
             Err(stop::join(ControlError::GivenUp { vm_id }, terminate(&shim)))
         }

@@ -146,6 +146,20 @@ impl Host {
         create::create_vm(self, namespace, request).await
     }
 
+    /// The same for a caller who waits for the undoing too: when `given_up` ends before the VM is ready, the VM is
+    /// ended, and this answers [`ControlError::GivenUp`] once nothing of it is left. Goes on when the future is dropped.
+    ///
+    /// # Errors
+    /// As [`Host::create_vm`].
+    pub async fn create_vm_until(
+        &self,
+        namespace: &str,
+        request: CreateVMRequest,
+        given_up: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<CreateVMResponse, ControlError> {
+        create::create_vm_until(self, namespace, request, given_up).await
+    }
+
     /// Stops a VM, and waits until its VMM and its shim are gone; its id is free then. Goes on when
     /// the future is dropped.
     ///

@@ -81,7 +81,7 @@ pub enum CtlError {
     #[error("{0} of the leftovers could not be removed")]
     Leftovers(usize),
     /// The person at the terminal gave up.
-    #[error("Interrupted; the VM that was being created was ended")]
+    #[error("Interrupted; the VM that was being created ends with that")]
     Interrupted,
 }
 

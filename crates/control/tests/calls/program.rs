@@ -61,5 +61,5 @@ async fn says_when_it_is_ready() {
     let n = tokio::time::timeout(BOUND, manager.recv(&mut buffer)).await;
     let n = n.expect("a message").expect("a message");
     assert_eq!(&buffer[..n], b"READY=1");
-    assert!(setup.client().await.daemon);
+    assert!(setup.client().await.own.is_none());
 }

@@ -112,7 +112,7 @@ impl Setup {
     /// A client of the daemon that runs.
     pub async fn client(&self) -> Connection {
         let connection = client::connect(self.settings()).await.expect("a client");
-        assert!(connection.daemon);
+        assert!(connection.own.is_none());
         connection
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use fc_control::error::ControlError;
 use fc_proto::control::{
     CreateVMRequest, CreateVMResponse, DriveExposePolicy, FirecrackerBalloonDevice,
     FirecrackerDriveMount, FirecrackerMachineConfiguration, FirecrackerNetworkInterface,
@@ -129,40 +130,36 @@ pub async fn run(host: &Host, args: &CreateArgs) -> Result<(), CtlError> {
     let request = request(host, args);
     let control = host.control().await?;
     // From before the call on: what ends this program ends the VM that it is creating.
-    let mut terminated = signal(SignalKind::terminate()).map_err(CtlError::Runtime)?;
-    let create = control.client.create_vm(host.context(), &request);
-    let answer = tokio::select! {
-        answer = progress::show(host, &args.id, create) => answer.map_err(call_error)?,
-        () = interrupted(&mut terminated) => {
-            // The call ends with its connection, and the VM with its call.
-            drop(control);
-            return give_up(host, &args.id).await;
+    let terminated = signal(SignalKind::terminate()).map_err(CtlError::Runtime)?;
+    let interrupted = interrupted(terminated);
+    let answer = match &control.own {
+        Some(own) => {
+            let create = own.create_vm_until(&host.namespace, request, interrupted);
+            match progress::show(host, &args.id, create).await {
+                Err(ControlError::GivenUp { .. }) => return Err(CtlError::Interrupted),
+                answer => answer.map_err(ControlError::into_rpc),
+            }
+        }
+        None => {
+            let create = control.client.create_vm(host.context(), &request);
+            tokio::select! {
+                answer = progress::show(host, &args.id, create) => answer,
+                // The call ends with its connection, which this process holds open, and the VM with its call.
+                () = interrupted => return Err(CtlError::Interrupted),
+            }
         }
     };
-    let created = created(host, answer);
+    let created = created(host, answer.map_err(call_error)?);
     host.output.print(&created, text);
     Ok(())
 }
 
 /// Waits for ctrl-c or the signal by which other programs end this one.
-async fn interrupted(terminated: &mut Signal) {
+async fn interrupted(mut terminated: Signal) {
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminated.recv() => {}
     }
-}
-
-/// Waits until the VM whose creation was given up is gone.
-async fn give_up(host: &Host, id: &str) -> Result<(), CtlError> {
-    if let Ok(vm) = host.find(id)
-        && let Some(shim) = vm.shim()
-    {
-        shim.ended().await.map_err(|source| CtlError::Wait {
-            pid: shim.pid,
-            source,
-        })?;
-    }
-    Err(CtlError::Interrupted)
 }
 
 fn created(host: &Host, answer: CreateVMResponse) -> Created {

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use fc_client::text::excerpt;
-use fc_proto::ttrpc;
 use fc_proto::vm::{ReadRequest, Stream};
 
 use crate::host::{Host, vm_client};
@@ -15,11 +14,7 @@ const RENEW: Duration = Duration::from_millis(250);
 const WIDTH: usize = 60;
 
 /// Waits for `work` on the VM `id`, and shows how it goes if a person watches.
-pub async fn show<T>(
-    host: &Host,
-    id: &str,
-    work: impl Future<Output = ttrpc::Result<T>>,
-) -> ttrpc::Result<T> {
+pub async fn show<T>(host: &Host, id: &str, work: impl Future<Output = T>) -> T {
     if !host.output.shows_progress() {
         return work.await;
     }
