@@ -81,7 +81,7 @@ pub struct Config {
 /// The key `jailer`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JailerConfig {
-    /// The OCI runtime that makes the jail. Default none (`""`): a VM with a jail cannot start.
+    /// The OCI runtime that makes jails. Default none (`""`): see [`JailerConfig::runtime`].
     pub runc_binary_path: Option<PathBuf>,
     /// The jail's OCI configuration. Default `/etc/containerd/firecracker-runc-config.json`.
     pub runc_config_path: PathBuf,
@@ -225,6 +225,14 @@ impl Config {
 }
 
 impl JailerConfig {
+    /// The OCI runtime that makes jails: `runc`, wherever on `PATH` it is, if the configuration names none.
+    #[must_use]
+    pub fn runtime(&self) -> &Path {
+        self.runc_binary_path
+            .as_deref()
+            .unwrap_or(Path::new("runc"))
+    }
+
     fn read(object: &mut Object<'_>) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         set(

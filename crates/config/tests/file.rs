@@ -50,7 +50,7 @@ fn the_originals_file_is_understood() {
           "Firecracker_Binary_Path": "/usr/local/bin/firecracker",
           "kernel_image_path": "/k", "root_drive": "/r", "cpu_template": "C3",
           "LOG_LEVELS": ["debug", "firecracker:error"],
-          "jailer": {"runc_binary_path": "runc"},
+          "jailer": {"runc_binary_path": "/usr/bin/crun"},
           "smt_enabled": true,
           "default_network_interfaces": [
             {"CNIConfig": {"NetworkName": "fcnet", "InterfaceName": "veth0", "Args": [{"Key": "a", "Value": "b"}]}},
@@ -67,10 +67,7 @@ fn the_originals_file_is_understood() {
         config.firecracker_binary_path.as_deref(),
         Some(Path::new("/usr/local/bin/firecracker"))
     );
-    assert_eq!(
-        config.jailer.runc_binary_path.as_deref(),
-        Some(Path::new("runc"))
-    );
+    assert_eq!(config.jailer.runtime(), Path::new("/usr/bin/crun"));
     assert_eq!(config.log_levels.firecracker(), Some(Level::Error));
     assert!(config.smt_enabled);
     let [cni, fixed] = &config.default_network_interfaces[..] else {

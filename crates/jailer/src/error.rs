@@ -16,11 +16,6 @@ use crate::spec::TemplateError;
 /// Why a jail cannot be made or used. Each says what is wrong by itself; sources say why.
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {
-    /// The configuration names no OCI runtime.
-    #[error(
-        "A VM with a JailerConfig needs an OCI runtime: set jailer.runc_binary_path, to runc for example"
-    )]
-    NoRuntime,
     /// The template is none.
     #[error(transparent)]
     Template(#[from] TemplateError),

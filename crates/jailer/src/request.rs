@@ -53,7 +53,7 @@ pub struct Setup<'a> {
     /// The VMM's name for the VM.
     pub vmm_id: &'a str,
     /// The OCI runtime: a path, or a name that is looked for on `PATH`.
-    pub runc: Option<&'a Path>,
+    pub runc: &'a Path,
     /// The template of the container's configuration.
     pub template: &'a Path,
     /// The request.

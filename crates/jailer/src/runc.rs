@@ -74,7 +74,6 @@ impl Runc {
     /// # Errors
     /// See [`JailError`].
     pub async fn prepare(setup: Setup<'_>) -> Result<Self, JailError> {
-        let runc = setup.runc.ok_or(JailError::NoRuntime)?;
         let template = Template::read(setup.template)?;
         if let Some(path) = &setup.request.net_ns {
             netns::check(path)?;
@@ -86,7 +85,7 @@ impl Runc {
         let journal = Arc::new(Journal::begin(
             setup.dir,
             Record {
-                runc: runc.to_owned(),
+                runc: setup.runc.to_owned(),
                 container: setup.vm_id.to_owned(),
                 cgroup: None,
                 owners: Vec::new(),
@@ -110,7 +109,7 @@ impl Runc {
             args: command_line(setup.vmm_id),
             needs,
             template,
-            runtime: OciRuntime::new(runc, state, setup.vm_id),
+            runtime: OciRuntime::new(setup.runc, state, setup.vm_id),
             exposer: Arc::new(JailExposer::new(setup.dir, Arc::clone(&mounter), lender)),
             limit,
             mounter,

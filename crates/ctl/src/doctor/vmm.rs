@@ -115,11 +115,15 @@ fn suits(choice: &VmmChoice, kvm: &Kvm) -> Option<Finding> {
     }
 }
 
-/// A jail is a choice: without it there is nothing to check.
+/// A jail is a choice: where there is no template, and the configuration names no OCI runtime, there is nothing to
+/// check.
 fn jail(config: &Config, vmm: Option<&VmmChoice>) -> Option<Finding> {
     const CHECK: &str = "jail";
-    let runc = config.jailer.runc_binary_path.as_ref()?;
+    let runc = config.jailer.runtime();
     let template = &config.jailer.runc_config_path;
+    if config.jailer.runc_binary_path.is_none() && !template.exists() {
+        return None;
+    }
     if let Err(error) = Command::new(runc).arg("--version").output() {
         return Some(Finding::problem(
             CHECK,

@@ -168,7 +168,7 @@ impl Host {
             vm_id: &self.vm_id,
             vmm: &self.vmm,
             vmm_id: &self.vm_id,
-            runc: Some(&self.runc),
+            runc: &self.runc,
             template: &self.template,
             request: self.request.clone(),
         }

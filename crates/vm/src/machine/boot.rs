@@ -107,7 +107,7 @@ async fn prepare(
         vm_id: vm_dir.vm_id(),
         vmm,
         vmm_id: &vmm_id,
-        runc: config.jailer.runc_binary_path.as_deref(),
+        runc: config.jailer.runtime(),
         template: &config.jailer.runc_config_path,
         request: request.clone(),
     };
