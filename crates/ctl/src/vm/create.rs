@@ -1,5 +1,6 @@
 //! `vm create`: from arguments to a VM whose agent answers.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -11,7 +12,7 @@ use fc_proto::control::{
 };
 use fc_proto::protobuf::MessageField;
 use serde::Serialize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::mount::Mount;
 use super::tap::Tap;
@@ -130,8 +131,7 @@ pub async fn run(host: &Host, args: &CreateArgs) -> Result<(), CtlError> {
     let request = request(host, args);
     let control = host.control().await?;
     // From before the call on: what ends this program ends the VM that it is creating.
-    let terminated = signal(SignalKind::terminate()).map_err(CtlError::Runtime)?;
-    let interrupted = interrupted(terminated);
+    let interrupted = interrupted().map_err(CtlError::Runtime)?;
     let answer = match &control.own {
         Some(own) => {
             let create = own.create_vm_until(&host.namespace, request, interrupted);
@@ -154,12 +154,16 @@ pub async fn run(host: &Host, args: &CreateArgs) -> Result<(), CtlError> {
     Ok(())
 }
 
-/// Waits for ctrl-c or the signal by which other programs end this one.
-async fn interrupted(mut terminated: Signal) {
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated.recv() => {}
-    }
+/// Waits for ctrl-c or the signal by which other programs end this one; either counts from now on.
+fn interrupted() -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 fn created(host: &Host, answer: CreateVMResponse) -> Created {
