@@ -35,13 +35,11 @@ pub fn reach_containerd(setup: &Setup, flavor: &Flavor) {
         vm.create_vm(ctx("ns-b"), &create("killed"))
             .await
             .expect("CreateVM");
+        // CreateVM does not wait for containerd, and what a shim still has to send dies with it.
+        until_taken(&on, "ns-b", START).await;
         let shim = process(&on, "containerd-shim-aws-firecracker");
         signal(shim, Signal::KILL);
-        // containerd's log is a file, of which nobody tells when it grows.
-        let begin = Instant::now();
-        while taken(&on, "ns-b", STOP) == 0 && begin.elapsed() < BOUND {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until_taken(&on, "ns-b", STOP).await;
         assert_eq!(
             [taken(&on, "ns-b", START), taken(&on, "ns-b", STOP)],
             [1, 1]
@@ -49,6 +47,14 @@ pub fn reach_containerd(setup: &Setup, flavor: &Flavor) {
     });
     crate::lifecycle::expect_gone(&on);
     assert_eq!([taken(&on, "ns-a", STOP), taken(&on, "ns-b", STOP)], [1, 1]);
+}
+
+/// Waits until containerd took an event of this topic: its log is a file, of which nobody tells when it grows.
+async fn until_taken(on: &Instance, namespace: &str, topic: &str) {
+    let begin = Instant::now();
+    while taken(on, namespace, topic) == 0 && begin.elapsed() < BOUND {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// How many events of this topic containerd took for a namespace.
