@@ -36,6 +36,8 @@ pub fn vmm_or_shim(setup: &Setup, flavor: &Flavor) {
         let shim = process(&on, "containerd-shim-aws-firecracker");
         let vmm = vmm(&on, "ns#dies");
         signal(shim, Signal::KILL);
+        // Its VMM can be gone first, and a call that it still takes is lost, not refused.
+        wait_for_end(shim, BOUND);
         wait_for_end(vmm, BOUND);
         let gone = vm.get_vm_info(ctx("ns"), &info("dies")).await;
         assert_eq!(failed(gone).0, Code::NOT_FOUND);
