@@ -80,11 +80,7 @@ impl Exposer for JailExposer {
     ) -> Result<String, BackendError> {
         let target = self.target(name)?;
         let visible = format!("{}/{name}", spec::DRIVES.trim_start_matches('/'));
-        let access = if read_only {
-            Access::Read
-        } else {
-            Access::Write
-        };
+        let access = Access::of_drive(read_only);
         if self.access_to(name) == Some(access) && is_shown(file, &target) {
             return Ok(visible);
         }

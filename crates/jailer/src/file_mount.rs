@@ -29,6 +29,17 @@ pub(crate) enum Access {
     Write,
 }
 
+impl Access {
+    /// What a drive needs.
+    pub(crate) fn of_drive(read_only: bool) -> Access {
+        if read_only {
+            Access::Read
+        } else {
+            Access::Write
+        }
+    }
+}
+
 /// Why a file of the host cannot be shown to the VMM.
 #[derive(Debug, thiserror::Error)]
 pub enum ExposeError {

@@ -12,6 +12,9 @@ use fc_host_file::HostFile;
 use crate::error::{JailError, StartError};
 use crate::undo::UndoError;
 
+/// The root drive's name in the VMM's working directory, jailed or not.
+pub(crate) const ROOT_DRIVE: &str = "root-drive";
+
 /// A file that a VM boots from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {

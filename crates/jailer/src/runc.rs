@@ -18,7 +18,7 @@ use crate::error::{JailError, StartError};
 use crate::exposer::{JailExposer, check_name};
 use crate::file_limit::FileLimit;
 use crate::file_mount::{Access, ExposeError, FileMounter};
-use crate::jailer::{Jailer, Role, Start};
+use crate::jailer::{Jailer, ROOT_DRIVE, Role, Start};
 use crate::layout;
 use crate::loan::Lender;
 use crate::needs::Needs;
@@ -33,8 +33,6 @@ use crate::{cache_topology, netns, program};
 const PROGRAM: &str = "firecracker";
 /// File name of the API socket (the original's).
 const API_SOCKET: &str = "api.socket";
-/// The root drive, in its root (the original's name).
-const ROOT_DRIVE: &str = "root-drive";
 /// How long the OCI runtime may take to start a container.
 const RUN_BOUND: Duration = Duration::from_secs(30);
 
@@ -264,11 +262,7 @@ impl Jailer for Runc {
 
     fn show_root(&self, file: &HostFile, read_only: bool) -> Result<String, JailError> {
         let target = self.root.join(ROOT_DRIVE);
-        let access = if read_only {
-            Access::Read
-        } else {
-            Access::Write
-        };
+        let access = Access::of_drive(read_only);
         self.mounter
             .attach_open(file.file(), file.path(), &target, access)?;
         Ok(ROOT_DRIVE.to_owned())

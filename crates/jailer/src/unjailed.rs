@@ -10,13 +10,11 @@ use fc_drives::{Exposer, Links};
 use fc_host_file::HostFile;
 
 use crate::error::{JailError, StartError};
-use crate::jailer::{Jailer, Role, Start};
+use crate::jailer::{Jailer, ROOT_DRIVE, Role, Start};
 use crate::undo::UndoError;
 
 /// File name of the API socket (the original's).
 const API_SOCKET: &str = "firecracker.sock";
-/// File name of the link to the root drive.
-const ROOT_DRIVE: &str = "root-drive";
 
 /// A VMM that runs in the VM's directory, killed by the kernel when this process ends.
 #[derive(Debug)]
