@@ -63,32 +63,40 @@ impl StartLock {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(error(e)),
                 _ => {}
             }
-            let fd = match File::open(dir.path()) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(error)?,
-            };
-            flock(&fd, FlockOperation::LockExclusive).map_err(|e| error(e.into()))?;
-            // A shim that ended meanwhile may have removed the directory we waited for.
-            if same_file(&fd, dir.path()).map_err(error)? {
-                return Ok(Self {
-                    dir: dir.clone(),
-                    _dir_fd: fd,
-                });
+            // A shim that ended meanwhile may have removed the directory.
+            if let Some(lock) = Self::wait(dir).map_err(error)? {
+                return Ok(lock);
             }
         }
     }
 
-    /// Like [`StartLock::take`], but `None` when the VM has no directory; creates nothing.
+    /// Like [`StartLock::take`], but `None` when the VM has no directory, or none any more when
+    /// the lock is free; creates nothing.
     ///
     /// # Errors
     /// When the directory cannot be locked.
     pub fn take_existing(dir: &VmDir) -> Result<Option<Self>, LockError> {
-        if dir.path().exists() {
-            // Creates the directory again if it went away just now; the caller then finds it
-            // without a shim and removes it.
-            Self::take(dir).map(Some)
-        } else {
-            Ok(None)
+        Self::wait(dir).map_err(|source| LockError {
+            path: dir.path().to_owned(),
+            source,
+        })
+    }
+
+    /// Waits for the lock of the directory that is there now, or that was made in its place
+    /// meanwhile; `None` when there is none.
+    fn wait(dir: &VmDir) -> io::Result<Option<Self>> {
+        loop {
+            let fd = match File::open(dir.path()) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                other => other?,
+            };
+            flock(&fd, FlockOperation::LockExclusive)?;
+            if same_file(&fd, dir.path())? {
+                return Ok(Some(Self {
+                    dir: dir.clone(),
+                    _dir_fd: fd,
+                }));
+            }
         }
     }
 
@@ -102,15 +110,20 @@ impl StartLock {
             path: dir.path().to_owned(),
             source,
         };
-        let fd = File::open(dir.path()).map_err(error)?;
-        match flock(&fd, FlockOperation::NonBlockingLockShared) {
-            // Removed and made again meanwhile, it is another's.
-            Ok(()) => Ok(same_file(&fd, dir.path()).map_err(error)?.then(|| Self {
-                dir: dir.clone(),
-                _dir_fd: fd,
-            })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(error(e.into())),
+        loop {
+            let fd = File::open(dir.path()).map_err(error)?;
+            match flock(&fd, FlockOperation::NonBlockingLockShared) {
+                Ok(()) if same_file(&fd, dir.path()).map_err(error)? => {
+                    return Ok(Some(Self {
+                        dir: dir.clone(),
+                        _dir_fd: fd,
+                    }));
+                }
+                // Removed meanwhile, and perhaps made again.
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(e) => return Err(error(e.into())),
+            }
         }
     }
 
@@ -273,5 +286,30 @@ mod tests {
         drop(first);
         assert!(waiter.join().unwrap());
         assert!(dir.path().is_dir());
+    }
+
+    #[test]
+    fn who_cleans_up_makes_no_directory() {
+        let (_base, dir) = dir();
+        let first = StartLock::take(&dir).unwrap();
+        let waiting = File::open(dir.path()).unwrap();
+        let waiter = std::thread::spawn({
+            let dir = dir.clone();
+            move || StartLock::take_existing(&dir).unwrap().is_some()
+        });
+        // Until it waits for the lock: the kernel lists it behind the one that is held.
+        let inode = format!(":{} ", waiting.metadata().unwrap().ino());
+        let waits = |line: &str| line.contains("-> FLOCK") && line.contains(&inode);
+        while !std::fs::read_to_string("/proc/locks")
+            .unwrap()
+            .lines()
+            .any(waits)
+        {
+            std::thread::yield_now();
+        }
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        drop(first);
+        assert!(!waiter.join().unwrap());
+        assert!(!dir.path().exists());
     }
 }
