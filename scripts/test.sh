@@ -17,12 +17,25 @@ status=${PIPESTATUS[0]}
 sum() { # sum of the numbers before a word in the `test result:` lines
     sed -n "s/^test result:.* \([0-9]*\) $1.*/\1/p" "$log" | awk '{ n += $1 } END { print n + 0 }'
 }
+# What failed tests printed, and a list of them: of cargo's own sections ("failures:", once with
+# output and once with names) and the end-to-end runner's alike.
+failures() {
+    awk '/^     Running |^   Doc-tests / { program = $0 }
+        /^failures:$/ { inside = 1; print program; next }
+        /^test result:/ { inside = 0 }
+        inside' "$1"
+}
 passed=$(sum passed) failed=$(sum failed) ignored=$(sum ignored)
 # Not a test by itself: another test runs it in a process of its own.
 helpers=$(grep -c '^test .* ignored, only for the child process of another test' "$log" || true)
 ignored=$((ignored - helpers))
 skipped=$(grep -c '^SKIPPED:' "$log" || true)
 
+# Again at the end, where they are looked for: what the tests that failed printed, then their names.
+if [ "$failed" -gt 0 ]; then
+    echo
+    failures "$log"
+fi
 echo
 if [ "$skipped" -gt 0 ] || [ "$ignored" -gt 0 ]; then
     echo "Skipped:"
