@@ -9,6 +9,7 @@ use fc_client::{FifoTail, Tail, Vmm};
 use fc_drives::Exposer;
 use fc_host_file::HostFile;
 
+use crate::drive_file::DriveFile;
 use crate::error::{JailError, StartError};
 use crate::undo::UndoError;
 
@@ -90,12 +91,13 @@ pub trait Jailer: Send + Sync {
     /// When it is not there or of another kind.
     fn share(&self, name: &str) -> Result<(), JailError>;
 
-    /// What to show for a root drive or a drive mount of `file`: a private copy, which needs `file` no more and goes
-    /// with its last user, or the file itself, as the VM was asked for.
+    /// What to show for a root drive or a drive mount of `file`: a private copy, which needs `file` no more when it is
+    /// complete and goes with its last user, or the file itself, as the VM was asked for. The VMM may see an
+    /// incomplete one, but is to be told of it only when it is complete.
     ///
     /// # Errors
-    /// When it cannot be copied.
-    async fn drive_file(&self, file: HostFile, read_only: bool) -> Result<HostFile, JailError>;
+    /// When there can be no copy.
+    fn drive_file(&self, file: HostFile, read_only: bool) -> Result<DriveFile, JailError>;
 
     /// Shows files to the VMM while it runs.
     fn exposer(&self) -> Arc<dyn Exposer>;

@@ -14,6 +14,7 @@ mod cache_topology;
 mod cgroup;
 mod copy;
 mod cpuset;
+mod drive_file;
 mod error;
 mod exposer;
 mod file_limit;
@@ -38,6 +39,7 @@ mod user;
 
 pub use cgroup::CgroupError;
 pub use cpuset::{CpusetBuilder, CpusetList, CpusetListError};
+pub use drive_file::DriveFile;
 pub use error::{JailError, StartError};
 pub use file_mount::ExposeError;
 pub use jailer::{Jailer, Role, Start};

@@ -1,6 +1,8 @@
 //! A jail: the VMM in a container, as a user of its own, with nothing to see but its own files.
 
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,6 +16,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 
 use crate::cgroup::{self, CgroupError, Hierarchies};
 use crate::copy::copy;
+use crate::drive_file::DriveFile;
 use crate::error::{JailError, StartError};
 use crate::exposer::{JailExposer, check_name};
 use crate::file_limit::FileLimit;
@@ -134,24 +137,36 @@ impl Runc {
     }
 
     /// A copy of a regular file that is the jail user's. It is shown by its descriptor, like every file.
-    async fn copy(&self, from: HostFile, read_only: bool) -> Result<HostFile, JailError> {
+    fn copy(&self, from: HostFile, read_only: bool) -> Result<DriveFile, JailError> {
         let number = self.copies.fetch_add(1, Ordering::Relaxed);
         let to = self.dir.join(layout::COPIES).join(number.to_string());
+        let path = from.path().to_owned();
+        let error = move |source| JailError::Copy {
+            path: path.clone(),
+            source,
+        };
+        let (to, target) = self.make_copy(&from, &to, read_only).map_err(&error)?;
+        Ok(DriveFile::copied(to, move || {
+            copy(from.file(), &target).map_err(error)
+        }))
+    }
+
+    /// An empty file as long as `from`, for the VMM, and a second descriptor of it.
+    fn make_copy(
+        &self,
+        from: &HostFile,
+        to: &Path,
+        read_only: bool,
+    ) -> io::Result<(HostFile, File)> {
         let user = self.request.user;
         let mode = if read_only { 0o400 } else { 0o600 };
-        let path = from.path().to_owned();
-        let copied = tokio::task::spawn_blocking(move || {
-            let to = HostFile::create(&to).map_err(std::io::Error::other)?;
-            copy(from.file(), to.file())?;
-            let file = to.file();
-            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-            std::os::unix::fs::fchown(file, Some(user.uid()), Some(user.gid()))?;
-            Ok(to)
-        });
-        copied
-            .await
-            .unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))
-            .map_err(|source| JailError::Copy { path, source })
+        let to = HostFile::create(to).map_err(io::Error::other)?;
+        let file = to.file();
+        file.set_len(from.file().metadata()?.len())?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        fchown(file, Some(user.uid()), Some(user.gid()))?;
+        let target = file.try_clone()?;
+        Ok((to, target))
     }
 
     fn write_configuration(&self) -> Result<(), JailError> {
@@ -204,7 +219,7 @@ impl Runc {
         }
     }
 
-    fn file_error(&self, name: &str) -> impl Fn(std::io::Error) -> JailError {
+    fn file_error(&self, name: &str) -> impl Fn(io::Error) -> JailError {
         let path = self.root.join(name);
         move |source| JailError::File {
             path: path.clone(),
@@ -284,18 +299,18 @@ impl Jailer for Runc {
         if kind.is_socket() {
             // The group may connect; only the owner of a file can remove it from a sticky directory.
             self.give(name, 0)?;
-            let mode = std::fs::Permissions::from_mode(0o660);
+            let mode = Permissions::from_mode(0o660);
             std::fs::set_permissions(&path, mode).map_err(error)
         } else {
             self.give(name, self.request.user.uid())
         }
     }
 
-    async fn drive_file(&self, file: HostFile, read_only: bool) -> Result<HostFile, JailError> {
+    fn drive_file(&self, file: HostFile, read_only: bool) -> Result<DriveFile, JailError> {
         if self.request.policy.copies(file.is_block_device()) {
-            self.copy(file, read_only).await
+            self.copy(file, read_only)
         } else {
-            Ok(file)
+            Ok(DriveFile::itself(file))
         }
     }
 
@@ -335,7 +350,7 @@ impl Jailer for Runc {
         let undone = undone.await.unwrap_or_else(|stopped| {
             vec![UndoError::Remove {
                 path: self.dir.clone(),
-                source: std::io::Error::other(stopped),
+                source: io::Error::other(stopped),
             }]
         });
         self.exposer.closed();

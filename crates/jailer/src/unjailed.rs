@@ -9,6 +9,7 @@ use fc_client::{Vmm, VmmCommand};
 use fc_drives::{Exposer, Links};
 use fc_host_file::HostFile;
 
+use crate::drive_file::DriveFile;
 use crate::error::{JailError, StartError};
 use crate::jailer::{Jailer, ROOT_DRIVE, Role, Start};
 use crate::undo::UndoError;
@@ -73,8 +74,8 @@ impl Jailer for Unjailed {
         Ok(())
     }
 
-    async fn drive_file(&self, file: HostFile, _read_only: bool) -> Result<HostFile, JailError> {
-        Ok(file)
+    fn drive_file(&self, file: HostFile, _read_only: bool) -> Result<DriveFile, JailError> {
+        Ok(DriveFile::itself(file))
     }
 
     fn exposer(&self) -> Arc<dyn Exposer> {

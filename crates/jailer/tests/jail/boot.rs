@@ -208,7 +208,8 @@ async fn swaps(jail: &Runc, vmm: &Vmm, disk: &Path) {
     let exposer = jail.exposer();
     let api = vmm.client();
     for _ in 0..3 {
-        let file = jail.drive_file(open(disk), false).await.unwrap();
+        let file = jail.drive_file(open(disk), false).unwrap();
+        let file = file.complete().await.unwrap();
         let name = exposer
             .expose("ctrstub0.attached", &file, false)
             .await

@@ -1,5 +1,6 @@
 //! How the host's files get into a jail, before the VMM starts and while it runs.
 
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -19,6 +20,10 @@ pub const TESTS: &[(&str, Test)] = &[
         everything_a_vm_boots_from,
     ),
     ("files::copies_are_the_vm_s_own", copies_are_the_vm_s_own),
+    (
+        "files::a_copy_that_there_is_no_room_for",
+        a_copy_that_there_is_no_room_for,
+    ),
     ("files::exposed_while_it_runs", exposed_while_it_runs),
     ("files::without_idmapped_mounts", without_idmapped_mounts),
     ("files::block_devices", block_devices),
@@ -99,10 +104,12 @@ fn copies_are_the_vm_s_own(runtime: &Runtime) {
         let sparse = fs::OpenOptions::new().write(true).open(&image).unwrap();
         sparse.set_len(256 << 20).unwrap();
         let jail = host.prepare().await;
-        let copy = jail.drive_file(open(&image), false).await.unwrap();
-        let name = jail.show_root(&copy, false).unwrap();
+        let copy = jail.drive_file(open(&image), false).unwrap();
+        let name = jail.show_root(copy.file(), false).unwrap();
+        copy.complete().await.unwrap();
         // A copy leaves the file free for others.
-        let mount = jail.drive_file(open(&image), true).await.unwrap();
+        let mount = jail.drive_file(open(&image), true).unwrap();
+        let mount = mount.complete().await.unwrap();
         let copied = mount.file().metadata().unwrap();
         assert_eq!(copied.mode() & 0o777, 0o400);
         assert_eq!((copied.uid(), copied.len()), (UID, 256 << 20));
@@ -113,6 +120,31 @@ fn copies_are_the_vm_s_own(runtime: &Runtime) {
         let mut start = [0; 4];
         io::Read::read_exact(&mut fs::File::open(&image).unwrap(), &mut start).unwrap();
         assert_eq!(&start, b"root", "the original stays as it is");
+        end(jail, vmm, &host).await;
+    });
+}
+
+/// Known when the VMM runs already, and only to who waits for the copy.
+fn a_copy_that_there_is_no_room_for(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        host.request.policy = ExposePolicy::Copy;
+        let image = host.base.path().join("image");
+        fs::write(&image, vec![1; 2 << 20]).unwrap();
+        let jail = host.prepare().await;
+        let copies = host.dir.join("copies");
+        let tmpfs = ["-t", "tmpfs", "-o", "size=1m", "none"];
+        let mounted = Command::new("mount").args(tmpfs).arg(&copies).status();
+        assert!(mounted.unwrap().success());
+        let copy = jail.drive_file(open(&image), false).unwrap();
+        jail.show_root(copy.file(), false).unwrap();
+        let vmm = jail.start(Start::default()).await.unwrap();
+        let error = copy.complete().await.unwrap_err();
+        let message = format!("{error}: {}", error.source().unwrap());
+        assert!(message.contains(image.to_str().unwrap()), "{message}");
+        assert!(message.contains("No space left"), "{message}");
+        let unmounted = Command::new("umount").arg("-l").arg(&copies).status();
+        assert!(unmounted.unwrap().success());
         end(jail, vmm, &host).await;
     });
 }
@@ -296,7 +328,8 @@ fn block_devices(runtime: &Runtime) {
         let attached = Loop::new(&image);
         let device = attached.0.as_path();
         let jail = host.prepare().await;
-        let drive = jail.drive_file(open(device), false).await.unwrap();
+        let drive = jail.drive_file(open(device), false).unwrap();
+        let drive = drive.complete().await.unwrap();
         assert_eq!(drive.path(), device);
         let root = jail.show_root(&drive, true).unwrap();
         let vmm = jail.start(Start::default()).await.unwrap();

@@ -25,7 +25,7 @@ const REST: Duration = Duration::from_millis(100);
 pub struct Times {
     /// Making the jail and showing it a kernel and a root image, until the OCI runtime is called.
     pub prepare: Duration,
-    /// From the runtime's call until the VMM's API has answered.
+    /// From the runtime's call until the VMM's API has answered and its root image is complete.
     pub start: Duration,
     /// A container with the same configuration, made by the runtime's command line without us.
     pub runtime_alone: Duration,
@@ -76,11 +76,12 @@ async fn one(runtime: &Runtime, policy: ExposePolicy, kernel: &Path, image: &Pat
     let begin = Instant::now();
     let jail = host.prepare().await;
     jail.show(Role::Kernel, kernel).await.unwrap();
-    let root = jail.drive_file(open(image), true).await.unwrap();
-    jail.show_root(&root, true).unwrap();
+    let root = jail.drive_file(open(image), true).unwrap();
+    jail.show_root(root.file(), true).unwrap();
     let prepare = begin.elapsed();
     let begin = Instant::now();
     let vmm = jail.start(Start::default()).await.unwrap();
+    root.complete().await.unwrap();
     let start = begin.elapsed();
     vmm.kill();
     vmm.exited().await;
@@ -151,8 +152,9 @@ pub async fn disk_use(runtime: &Runtime, policy: ExposePolicy) -> u64 {
     file.set_len(IMAGE_LENGTH).unwrap();
     file.sync_all().unwrap();
     let jail = host.prepare().await;
-    let root = jail.drive_file(open(&image), false).await.unwrap();
-    let name = jail.show_root(&root, false).unwrap();
+    let root = jail.drive_file(open(&image), false).unwrap();
+    let name = jail.show_root(root.file(), false).unwrap();
+    root.complete().await.unwrap();
     let shown = jail.root().join(name).metadata().unwrap();
     assert_eq!(shown.len(), IMAGE_LENGTH);
     let used = allocated(&host.dir, host.dir.metadata().unwrap().dev());

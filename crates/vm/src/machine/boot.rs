@@ -166,14 +166,14 @@ impl Host<'_> {
         let showing = self
             .progress
             .begin("show files to the VMM", WaitsFor::Nobody);
-        let root = self
-            .jail
-            .drive_file(files.root, !spec.root.writable)
-            .await?;
-        let shown = self.show(&spec, &root, &fifos).await?;
+        let root = self.jail.drive_file(files.root, !spec.root.writable)?;
+        let shown = self.show(&spec, root.file(), &fifos).await?;
         drop(showing);
         let emulates = emulates(vmm);
         let vmm = self.start(vmm, &fifos, state).await?;
+        let copying = self.progress.begin("copy the root drive", WaitsFor::Nobody);
+        let root = root.complete().await?;
+        drop(copying);
         let start = async {
             self.configure(&vmm, &spec, &shown, &stubs, emulates)
                 .await?;
@@ -316,8 +316,13 @@ impl Host<'_> {
     ) -> Result<(), BootError> {
         for (index, (mount, file)) in spec.drive_mounts.iter().zip(files).enumerate() {
             let copying = self.progress.begin("show a drive mount", WaitsFor::Nobody);
-            let shown = self.jail.drive_file(file, !mount.writable).await;
-            let file = shown.map_err(|source| BootError::DriveFile {
+            let shown = async {
+                self.jail
+                    .drive_file(file, !mount.writable)?
+                    .complete()
+                    .await
+            };
+            let file = shown.await.map_err(|source| BootError::DriveFile {
                 index,
                 source: Box::new(source),
             })?;
