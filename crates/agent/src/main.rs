@@ -2,9 +2,9 @@
 
 use fc_agent::args::Args;
 use fc_agent::configure::{VERSION, boottime_ns};
-use fc_agent::log::chain;
 use fc_agent::machine::Role;
 use fc_agent::{log, pid1, say, server, volume_init};
+use fc_errors::chain;
 
 /// Set by our initrd: when it started, `CLOCK_BOOTTIME` in nanoseconds.
 const INIT_TIME_ENV: &str = "FC_INIT_BOOTTIME_NS";

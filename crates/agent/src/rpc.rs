@@ -2,9 +2,8 @@
 
 use std::error::Error;
 
+use fc_errors::chain;
 use ttrpc::Code;
-
-use crate::log::chain;
 
 /// Runs `work` to its end also when the caller goes away: the server cancels a handler then, which
 /// must not leave half of a change behind.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use fc_errors::chain;
 use fc_proto::guest::{BUNDLE_ROOT, create_agent, create_drive_mounter, create_io_proxy};
 use fc_proto::task::create_task;
 use futures_util::StreamExt;
@@ -24,7 +25,6 @@ use crate::configure::{VERSION, boottime_ns};
 use crate::drives::{DriveError, DriveService, Drives};
 use crate::events::{self, Events};
 use crate::export::Exporter;
-use crate::log::chain;
 use crate::machine::{Role, Shutdown};
 use crate::oci::{Runtime, RuntimeError};
 use crate::own::AgentService;

@@ -8,11 +8,11 @@ use fc_control::host::{Host, Settings};
 use fc_control::proxy;
 use fc_control::service::service;
 use fc_control::socket::{ClaimError, Claimed};
+use fc_errors::chain;
 use fc_proto::ttrpc;
 use fc_proto::ttrpc::asynchronous::Server;
 use fc_proto::ttrpc::asynchronous::transport::Listener;
 use fc_rpc::incoming::{Connections, Incoming};
-use fc_vm::machine::chain;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 

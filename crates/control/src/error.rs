@@ -4,11 +4,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fc_errors::chain;
 use fc_proto::ttrpc::{self, Code, get_status};
 use fc_vm::ident::InvalidIdentifier;
 use fc_vm::launch::LaunchError;
 use fc_vm::list::{CleanUpError, ListError};
-use fc_vm::machine::chain;
 
 /// Why a call failed. See [`ControlError::code`] for what clients can tell apart.
 #[derive(Debug, thiserror::Error)]

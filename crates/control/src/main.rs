@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use fc_config::{Config, Level, Loaded};
 use fc_control::host::Settings;
-use fc_vm::machine::chain;
+use fc_errors::chain;
 use tracing_subscriber::filter::LevelFilter;
 
 use daemon::DaemonError;

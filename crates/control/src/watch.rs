@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::process::Child;
 
+use fc_errors::chain;
 use fc_vm::dir::VmDir;
 use fc_vm::list::Vm;
-use fc_vm::machine::chain;
 use fc_vm::process::ProcessId;
 use tokio::task::JoinSet;
 

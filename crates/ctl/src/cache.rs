@@ -115,7 +115,7 @@ pub fn check(config: &Config, full: bool) -> Vec<String> {
     let cache = ImageCache::new(&config.image_cache_dir);
     let entries = match cache.entries() {
         Ok(entries) => entries,
-        Err(error) => return vec![fc_vm::machine::chain(&error)],
+        Err(error) => return vec![fc_errors::chain(&error)],
     };
     if !full {
         return Vec::new();
@@ -127,7 +127,7 @@ pub fn check(config: &Config, full: bool) -> Vec<String> {
         .filter_map(|entry| match cache.verify(&entry.name) {
             Ok(Integrity::Intact | Integrity::Unknown) => None,
             Ok(Integrity::Altered) => Some(format!("{} is not as it was made", entry.name)),
-            Err(error) => Some(fc_vm::machine::chain(&error)),
+            Err(error) => Some(fc_errors::chain(&error)),
         })
         .collect()
 }

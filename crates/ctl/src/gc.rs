@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fc_errors::chain;
 use fc_rpc::events::Events;
 use fc_vm::list::{self, CleanUp, CleanUpError, Vm};
-use fc_vm::machine::chain;
 use serde::Serialize;
 
 use crate::error::CtlError;

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("firecracker-ctl: {}", fc_vm::machine::chain(&error));
+            eprintln!("firecracker-ctl: {}", fc_errors::chain(&error));
             ExitCode::from(error.exit_code())
         }
     }

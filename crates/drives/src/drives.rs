@@ -11,12 +11,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use fc_errors::chain;
 use fc_host_file::{Access, HostFile};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::backend::{BackendError, DrivePatcher, Exposer, GuestMounter, HotPlug};
-use crate::error::{DetachErrors, DriveError, chain};
+use crate::error::{DetachErrors, DriveError};
 use crate::options::with_access;
 use crate::slots::{
     Detachable, Kind, Role, Slot, SlotId, SlotInfo, SlotUse, Slots, Taken, Unavailable,

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use fc_errors::{chain, chains};
+
 use crate::backend::BackendError;
 use crate::options::OptionError;
 use crate::slots::Kind;
@@ -143,26 +145,13 @@ fn besides(undo: Option<&DriveError>) -> String {
     undo.map_or_else(String::new, |undo| format!(" (besides: {})", chain(undo)))
 }
 
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
-
 /// Every error of detaching several drives.
 #[derive(Debug)]
 pub struct DetachErrors(pub Vec<DriveError>);
 
 impl fmt::Display for DetachErrors {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let texts: Vec<_> = self.0.iter().map(|error| chain(error)).collect();
-        formatter.write_str(&texts.join("; "))
+        formatter.write_str(&chains(&self.0))
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use fc_errors::chain;
 use tokio::time::Instant;
 
 use crate::backend::BackendError;
 use crate::drives::{Attach, AttachedDrive, Inner};
-use crate::error::{DriveError, Step, chain};
+use crate::error::{DriveError, Step};
 use crate::slots::{Progress, Taken};
 
 /// A slot that is being worked on. When this is dropped with the work half done (a backend panics, the

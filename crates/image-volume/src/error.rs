@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use fc_errors::chains;
 use fc_rootfs::ViewError;
 use fc_volume::SetError;
 
@@ -134,21 +135,8 @@ impl DeleteError {
 
 impl fmt::Display for DeleteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let texts: Vec<_> = self.0.iter().map(|error| chain(error)).collect();
-        f.write_str(&texts.join("; "))
+        f.write_str(&chains(&self.0))
     }
 }
 
 impl Error for DeleteError {}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}

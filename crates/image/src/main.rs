@@ -25,26 +25,16 @@ mod runtime;
 mod signature;
 mod tool;
 
-use std::error::Error;
 use std::process::ExitCode;
+
+use fc_errors::chain;
 
 fn main() -> ExitCode {
     match cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {}", with_causes(&*error));
+            eprintln!("Error: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// The error and what caused it, in one line.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -14,7 +14,6 @@ mod switch;
 mod uevent;
 
 use std::convert::Infallible;
-use std::error::Error as _;
 use std::ffi::OsString;
 
 use nix::sys::reboot::{RebootMode, reboot};
@@ -46,13 +45,7 @@ enum InitError {
 
 fn main() {
     let Err(error) = boot();
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        message.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    eprintln!("firecracker-initrd: {message}");
+    eprintln!("firecracker-initrd: {}", fc_errors::chain(&error));
     if std::process::id() == 1 {
         // A reset ends Firecracker and QEMU alike; powering off does not end Firecracker.
         let Err(errno) = reboot(RebootMode::RB_AUTOBOOT);

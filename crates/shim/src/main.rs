@@ -52,5 +52,5 @@ fn run(args: &Args) -> Result<Vec<u8>, Box<dyn Error>> {
 
 /// An error and its causes, on one line.
 fn one_line(error: &dyn Error) -> String {
-    fc_vm::machine::chain(error).replace('\n', " ")
+    fc_errors::chain(error).replace('\n', " ")
 }

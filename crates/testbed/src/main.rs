@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(status) => exit_code(status),
         Err(error) => {
-            eprintln!("firecracker-run: {}", fc_vm::machine::chain(&error));
+            eprintln!("firecracker-run: {}", fc_errors::chain(&error));
             ExitCode::FAILURE
         }
     }

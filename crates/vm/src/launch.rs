@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use fc_errors::chains;
 use fc_proto::control::CreateVMRequest;
 
 use crate::address;
@@ -17,7 +18,7 @@ use crate::ident::InvalidIdentifier;
 use crate::lock::{LockError, ShimLock, StartLock};
 use crate::process::ProcessId;
 use crate::spawn;
-use crate::state::{self, Chains, Sockets, State, StateError, UndoError};
+use crate::state::{self, Sockets, State, StateError, UndoError};
 
 /// File descriptor of the task socket in a shim.
 pub const TASK_FD: RawFd = 3;
@@ -109,7 +110,7 @@ pub enum LaunchError {
     #[error(transparent)]
     State(#[from] StateError),
     /// What a former shim of this VM left could not be removed.
-    #[error("The VM's former shim left something that cannot be removed: {}", Chains(.0))]
+    #[error("The VM's former shim left something that cannot be removed: {}", chains(.0))]
     Leftovers(Vec<UndoError>),
     /// The VM's former shim holds its lock but answers no more.
     #[error("The shim of VM {vm_id:?} does not answer and does not end (process {pid:?})")]

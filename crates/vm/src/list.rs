@@ -4,11 +4,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use fc_errors::chains;
+
 use crate::dir::VmDir;
 use crate::ident::InvalidIdentifier;
 use crate::lock::{LockError, StartLock};
 use crate::process::ProcessId;
-use crate::state::{self, Chains, Sockets, State, StateError, UndoError};
+use crate::state::{self, Sockets, State, StateError, UndoError};
 
 /// A VM's directory and what can be told from it.
 #[derive(Debug)]
@@ -144,7 +146,7 @@ pub fn list(base: &Path) -> Result<Vec<Vm>, ListError> {
             // It may go away while we look.
             Ok(vm) => vms.extend(vm),
             Err(error) => {
-                tracing::warn!(error = crate::machine::chain(&error), "A VM is not listed")
+                tracing::warn!(error = fc_errors::chain(&error), "A VM is not listed")
             }
         }
     }
@@ -178,7 +180,7 @@ pub enum CleanUpError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// Everything that could not be undone; the rest was.
-    #[error("Cannot clean up after the VM's shim: {}", Chains(.0))]
+    #[error("Cannot clean up after the VM's shim: {}", chains(.0))]
     Undo(Vec<UndoError>),
 }
 

@@ -4,7 +4,6 @@
 //! Everything else of a VM lies in its directory (sockets, FIFOs, stub drives,
 //! containers' disks) and goes away with it.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,19 +90,6 @@ impl UndoError {
             self,
             Self::State(_) | Self::Jail(fc_jailer::UndoError::Record(_))
         )
-    }
-}
-
-/// Errors of one undo with their causes, on one line.
-pub(crate) struct Chains<'a>(pub(crate) &'a [UndoError]);
-
-impl fmt::Display for Chains<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, error) in self.0.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{}", crate::machine::chain(error))?;
-        }
-        Ok(())
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn delegate(root: &Path, containers: &str) -> Result<(), SetupError> 
         // A controller that cannot be passed on must not keep back the others.
         for word in words {
             if let Err(error) = write(control.clone(), &word) {
-                debug!("No {word}: {}", crate::log::chain(&error));
+                debug!("No {word}: {}", fc_errors::chain(&error));
             }
         }
     }

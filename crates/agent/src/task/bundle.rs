@@ -8,10 +8,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use fc_errors::chain;
 use fc_proto::containerd::types::mount::Mount;
 
 use super::error::TaskError;
-use crate::log::chain;
 use crate::mount;
 
 /// Prefix of the type of mounts that only the guest can make, added by snapshotters in the VM.

@@ -207,7 +207,7 @@ fn with_failures(cause: TaskError, failures: &[String]) -> TaskError {
     }
     TaskError::Undo {
         code: cause.code(),
-        cause: crate::log::chain(&cause),
+        cause: fc_errors::chain(&cause),
         failures: failures.join("; "),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fc_errors::chain;
 use fc_proto::containerd::events::task::TaskDelete;
 use protobuf::MessageField;
 
@@ -12,7 +13,6 @@ use super::process::{Phase, Process, State};
 use super::signal::SIGKILL;
 use super::{Container, Tasks};
 use crate::events::{timestamp, topic};
-use crate::log::chain;
 use crate::say;
 
 impl Tasks {

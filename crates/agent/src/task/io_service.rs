@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use fc_errors::chain;
 use fc_proto::guest::{IoAttachRequest, IoProxy, IoStateRequest, IoStateResponse};
 use fc_proto::task::api::Empty;
 use ttrpc::asynchronous::TtrpcContext;
 
 use super::{TaskError, Tasks};
-use crate::log::chain;
 use crate::rpc::detached;
 use crate::stdio::{Pending, Ports, ProcessIo};
 use crate::{debug, say};

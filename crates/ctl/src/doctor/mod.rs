@@ -120,7 +120,7 @@ fn configuration(args: &Args, findings: &mut Vec<Finding>) -> Config {
         Err(error) => {
             findings.push(Finding::problem(
                 CHECK,
-                fc_vm::machine::chain(&error),
+                fc_errors::chain(&error),
                 "write the file (`{}` is enough) or correct it; what follows is checked with the defaults",
             ));
             Config::default()

@@ -6,8 +6,8 @@ use fc_client::host::kvm::{self, Kvm};
 use fc_client::host::vmm::{VmmChoice, choose};
 use fc_client::{MINIMUM_VERSION, Version};
 use fc_config::Config;
+use fc_errors::chain;
 use fc_jailer::Runc;
-use fc_vm::machine::chain;
 
 use super::Finding;
 

@@ -3,8 +3,8 @@
 use std::io::ErrorKind;
 
 use fc_config::Config;
+use fc_errors::chain;
 use fc_vm::list;
-use fc_vm::machine::chain;
 
 use super::Finding;
 use crate::host::status;

@@ -2,11 +2,11 @@
 
 use std::fs;
 
+use fc_errors::chain;
 use fc_host_file::{Access, HostFile};
 use tokio::task::yield_now;
 
 use super::fake::{Fake, drives, links, request, states};
-use crate::error::chain;
 use crate::{DriveError, Kind, SlotState, Step};
 
 #[tokio::test]

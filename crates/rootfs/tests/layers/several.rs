@@ -1,6 +1,5 @@
 //! A rootfs of several mounts.
 
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -145,13 +144,7 @@ async fn nothing_is_left_of_those_before_one_that_fails() {
     ] {
         let mounts = [first(), second];
         let prepared = host.rootfs().prepare(&mounts, &host.files("c")).await;
-        let error = prepared.unwrap_err();
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
+        let text = fc_errors::chain(&prepared.unwrap_err());
         assert!(text.contains(part), "{text}");
         assert_eq!(fs::read_dir(host.path("vm")).unwrap().count(), 0);
         assert_eq!(loop_devices(&host), [""; 0]);

@@ -1,11 +1,11 @@
 //! A container's drives: its files attached to the VM's slots and mounted in the guest.
 
 use fc_drives::{Attach, DriveError, Drives, Kind, SlotState};
+use fc_errors::chain;
 use fc_host_file::HostFile;
 use fc_proto::guest::{BUNDLE_ROOT, feature};
 use fc_proto::task::api::Mount;
 use fc_rootfs::{DISK_FSTYPE, DISK_UPPER, DISK_WORK, IMAGE_FSTYPE, Prepared};
-use fc_vm::machine::chain;
 
 use super::error::CallError;
 use super::files::Files;

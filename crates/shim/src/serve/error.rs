@@ -6,8 +6,9 @@ use std::sync::Arc;
 use fc_client::ApiError;
 use fc_client::text::lines;
 use fc_drives::DriveError;
+use fc_errors::chain;
 use fc_proto::ttrpc::{self, Code, get_status};
-use fc_vm::machine::{BootError, Class, Console, StopError, chain};
+use fc_vm::machine::{BootError, Class, Console, StopError};
 
 use super::io::IoError;
 use super::write_back::WriteBackError;

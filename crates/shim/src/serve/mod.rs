@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<(), ServeError> {
             .block_on(serve(inherited, loaded.config, log, begin))
     });
     if let Err(error) = &result {
-        tracing::error!("{}", fc_vm::machine::chain(error));
+        tracing::error!("{}", fc_errors::chain(error));
     }
     result
 }
@@ -100,7 +100,7 @@ async fn serve(
     if let Some(request) = inherited.request {
         // Before serving: a Create that is already waiting in the socket must find a VM on its way.
         if let Err(error) = life::begin(&shim, request, life::Origin::Launcher) {
-            tracing::error!("{}", fc_vm::machine::chain(&error));
+            tracing::error!("{}", fc_errors::chain(&error));
         }
     }
     let mut task_server = Server::new()

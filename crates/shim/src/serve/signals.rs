@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use fc_vm::machine::chain;
+use fc_errors::chain;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::shim::Shim;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fc_client::VmmEnd;
+use fc_errors::chain;
 use fc_proto::containerd::events::task::TaskExit;
 use fc_proto::protobuf::MessageField;
 use fc_proto::task::api::Status;
-use fc_vm::machine::chain;
 use fc_vm::state;
 
 use super::error::{CallError, StartError};

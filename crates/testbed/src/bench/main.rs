@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("firecracker-bench: {}", fc_vm::machine::chain(&error));
+            eprintln!("firecracker-bench: {}", fc_errors::chain(&error));
             ExitCode::FAILURE
         }
     }

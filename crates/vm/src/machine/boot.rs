@@ -8,6 +8,7 @@ use fc_client::host::kvm::{self, Kvm};
 use fc_client::{Vmm, VmmEnd};
 use fc_config::Config;
 use fc_drives::{Attach, BootOnly, DriveMountSlot, Drives, Layout, StubDrives};
+use fc_errors::chain;
 use fc_host_file::HostFile;
 use fc_jailer::{Jailer, Role, Runc, Setup, Start, Unjailed};
 use fc_proto::guest::ANNOUNCE_PORT;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::backend::{Mounter, Patcher};
 use super::configure::{Shown, configure};
-use super::error::{BootError, chain};
+use super::error::BootError;
 use super::fifos::Fifos;
 use super::guest::{Guest, GuestError, announcement};
 use super::last_words::{Console, LastLog};
@@ -171,10 +172,10 @@ impl Host<'_> {
         drop(showing);
         let emulates = emulates(vmm);
         let vmm = self.start(vmm, &fifos, state).await?;
-        let copying = self.progress.begin("copy the root drive", WaitsFor::Nobody);
-        let root = root.complete().await?;
-        drop(copying);
         let start = async {
+            let copying = self.progress.begin("copy the root drive", WaitsFor::Nobody);
+            let root = root.complete().await?;
+            drop(copying);
             self.configure(&vmm, &spec, &shown, &stubs, emulates)
                 .await?;
             let ours = guest_image::describe(&spec.root.path).is_some();
@@ -187,9 +188,9 @@ impl Host<'_> {
                 Arc::new(BootOnly),
             );
             self.mount(&spec, files.mounts, &drives).await?;
-            Ok((guest, drives))
+            Ok((root, guest, drives))
         };
-        let (guest, drives) = tokio::select! {
+        let (root, guest, drives) = tokio::select! {
             biased;
             result = start => match result {
                 Ok(started) => started,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fc_client::host::kvm::Kvm;
+use fc_errors::chain;
 
 use super::guest::GuestError;
 use super::last_words::{Console, LastLog};
@@ -223,23 +224,6 @@ impl BootError {
     }
 }
 
-/// An error and its causes on one line, as an API's status carries it.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        // Some foreign errors repeat their source's text.
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        source = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,15 +276,6 @@ mod tests {
             error
                 .to_string()
                 .starts_with("VM \"a\" didn't start within 60s: ")
-        );
-    }
-
-    #[test]
-    fn chains_do_not_repeat() {
-        let error = BootError::Listen(std::io::ErrorKind::NotFound.into());
-        assert_eq!(
-            chain(&error),
-            "Cannot listen for the guest: entity not found"
         );
     }
 }

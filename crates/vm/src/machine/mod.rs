@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fc_client::{ApiError, Client, Vmm, VmmEnd};
 use fc_drives::Drives;
+use fc_errors::chain;
 use fc_host_file::HostFile;
 use fc_jailer::Jailer;
 use fifos::Fifos;
@@ -27,7 +28,7 @@ use tokio::task::JoinHandle;
 
 pub use boot::boot;
 pub use diagnosis::{Cause, diagnose};
-pub use error::{BootError, Class, chain};
+pub use error::{BootError, Class};
 pub use guest::{Connection, Guest, GuestError, NAMESPACE_KEY};
 pub use last_words::{Console, LastLog};
 pub use ports::HostPorts;

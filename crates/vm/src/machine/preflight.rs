@@ -229,9 +229,10 @@ fn available_mib() -> Option<u64> {
 mod tests {
     use super::*;
     use fc_config::Config;
+    use fc_errors::chain;
     use fc_proto::control::CreateVMRequest;
 
-    use crate::machine::{BootError, Class, chain};
+    use crate::machine::{BootError, Class};
 
     fn spec(dir: &Path) -> VmSpec {
         let config = Config {

@@ -43,7 +43,7 @@ async fn jailed(policy: DriveExposePolicy) {
     let progress = Progress::default();
     let dir = host.dir(&request.VMID);
     let machine = host.boot(&dir, &request, &progress).await;
-    let machine = machine.unwrap_or_else(|error| panic!("{}", fc_vm::machine::chain(&error)));
+    let machine = machine.unwrap_or_else(|error| panic!("{}", fc_errors::chain(&error)));
     assert!(machine.is_jailed());
     let cgroup = machine.cgroup_path().unwrap();
     assert!(cgroup.ends_with(&vm_id), "{cgroup}");
@@ -107,7 +107,7 @@ async fn a_jail_that_cannot_be_made_leaves_nothing() {
     };
     let dir = host.dir(&request.VMID);
     let machine = host.boot(&dir, &request, &Progress::default()).await;
-    let text = fc_vm::machine::chain(&machine.err().unwrap());
+    let text = fc_errors::chain(&machine.err().unwrap());
     assert!(text.contains("/no/such/runc"), "{text}");
     dir.undo();
 }

@@ -170,7 +170,7 @@ async fn a_drive_mount_that_fails_fails_the_boot_and_leaves_nothing() {
     let machine = host.boot(&dir, &request, &progress).await;
     let error = machine.err().unwrap();
     assert_eq!(error.class(), Class::Precondition);
-    let text = fc_vm::machine::chain(&error);
+    let text = fc_errors::chain(&error);
     assert!(
         text.starts_with("DriveMounts[1]") && text.contains("garbage.img"),
         "{text}"
@@ -203,7 +203,7 @@ async fn the_emulator_boots_without_the_configured_template_and_refuses_a_reques
     let refused = host.boot(&dir, &request, &Progress::default()).await;
     let error = refused.err().unwrap();
     assert_eq!(error.class(), Class::Invalid);
-    let text = fc_vm::machine::chain(&error);
+    let text = fc_errors::chain(&error);
     assert!(text.starts_with("MachineCfg"), "{text}");
     dir.undo();
 }

@@ -5,9 +5,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use fc_errors::chain;
 use serde_json::json;
 
-use crate::host::{Host, MIB, chain, guest_mounts, in_namespace, possible, sh, spec, volumes};
+use crate::host::{Host, MIB, guest_mounts, in_namespace, possible, sh, spec, volumes};
 
 /// What a file looks like, names and links included.
 const LIST: &str = "find . -not -name lost+found -printf '%P %y %m %U:%G %Ts %l\\n' | sort";

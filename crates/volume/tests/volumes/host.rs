@@ -144,15 +144,3 @@ pub fn guest_mounts(prepared: &Prepared) -> Value {
     let spec: Value = serde_json::from_slice(prepared.spec()).unwrap();
     spec["mounts"].clone()
 }
-
-/// An error with all its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use fc_errors::chain;
 use serde_json::json;
 
-use crate::host::{Host, chain, guest_mounts, possible};
+use crate::host::{Host, guest_mounts, possible};
 
 fn host() -> Host {
     let host = Host::new();

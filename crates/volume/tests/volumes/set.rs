@@ -3,10 +3,11 @@
 use std::fs;
 use std::io;
 
+use fc_errors::chain;
 use fc_volume::{GuestImage, HostVolume, Set, SetError, VM_PATH, VolumeMount, VolumeProvider};
 use serde_json::json;
 
-use crate::host::{Host, MIB, chain, in_namespace, possible, sh};
+use crate::host::{Host, MIB, in_namespace, possible, sh};
 
 fn set(host: &Host) -> Set {
     host.sh("mkdir -p content/deep; echo hello > content/deep/file; chown 7:8 content/deep/file");

@@ -132,7 +132,7 @@ impl Prepared {
                     first_output: &*first_output,
                 };
                 if let Err(error) = output::copy(wire, output, watched).await {
-                    tracing::warn!("Output stream: {}", fc_vm::machine::chain(&error));
+                    tracing::warn!("Output stream: {}", fc_errors::chain(&error));
                 }
             });
         }
@@ -142,7 +142,7 @@ impl Prepared {
             let terminal = self.terminal;
             stdin.spawn(async move {
                 if let Err(error) = input::copy(input, wire, terminal, &close).await {
-                    tracing::debug!("Input stream: {}", fc_vm::machine::chain(&error));
+                    tracing::debug!("Input stream: {}", fc_errors::chain(&error));
                 }
             });
         }

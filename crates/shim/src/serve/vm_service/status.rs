@@ -4,9 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use fc_client::api::InstanceState;
 use fc_drives::{SlotInfo, SlotState};
+use fc_errors::chain;
 use fc_proto::task::api::Status;
 use fc_proto::vm::{Slot, Span, StatusResponse, Task};
-use fc_vm::machine::chain;
 
 use crate::serve::shim::{Phase, Running, Shim};
 use crate::serve::tasks;

@@ -30,7 +30,7 @@ pub(super) async fn keep(guest: Guest, vmm_ended: impl Future + Send) {
             match again(&guest).await {
                 Ok(link) => guest.replace(link, number),
                 Err(error) => {
-                    let error = crate::machine::chain(&error);
+                    let error = fc_errors::chain(&error);
                     tracing::error!(error, "The connection to the agent stays broken");
                     return;
                 }
