@@ -1,0 +1,127 @@
+//! What tests need of the host they run on: root, programs, mounts of their own.
+//!
+//! A test asks first and returns when the host lacks something; each question prints `SKIPPED: ` and what it is.
+
+use std::env;
+use std::panic;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// Whether root runs the test, which `activity` ("mounting") needs.
+#[must_use]
+pub fn has_root(activity: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("SKIPPED: {activity} needs root");
+    }
+    root
+}
+
+/// Whether all programs are in `PATH`; each comes with the name of its Debian package.
+#[must_use]
+pub fn has_programs(programs: &[(&str, &str)]) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let installed = |program: &str| env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    for (program, package) in programs {
+        if !installed(program) {
+            println!("SKIPPED: {program} is missing; install {package}");
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether images of file systems, EROFS and ext4, can be made and mounted.
+#[must_use]
+pub fn can_mount_images() -> bool {
+    has_root("mounting")
+        && has_programs(&[("mkfs.erofs", "erofs-utils"), ("mkfs.ext4", "e2fsprogs")])
+}
+
+/// Runs `work` on a thread with mounts of its own, which are gone afterwards. Needs root.
+///
+/// # Panics
+/// When `work` does, or the mounts cannot be had.
+pub fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: of what threads share, NEWNS takes away the mounts and the working directory only; file
+            // descriptors stay shared.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("mounts of the test's own");
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private).expect("mounts that nobody else sees");
+            work()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| panic::resume_unwind(panic))
+    })
+}
+
+/// Runs a shell script in `dir`; gives what it prints.
+///
+/// # Panics
+/// When a command of the script fails, with the script and what it complained about; when what it prints is not UTF-8.
+pub fn sh(script: &str, dir: &Path) -> String {
+    String::from_utf8(sh_bytes(script, dir)).expect("a script that prints text")
+}
+
+/// As [`sh`], of a script that prints more than text.
+///
+/// # Panics
+/// When a command of the script fails, with the script and what it complained about.
+pub fn sh_bytes(script: &str, dir: &Path) -> Vec<u8> {
+    let end = Command::new("sh")
+        .args(["-euc", script])
+        .current_dir(dir)
+        .output()
+        .expect("a shell");
+    let complaint = String::from_utf8_lossy(&end.stderr);
+    assert!(end.status.success(), "{script}: {complaint}");
+    end.stdout
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn mounts_are_seen_inside_only() {
+        if !has_root("mounting") {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let inside = in_namespace(|| {
+            sh("mount -n -t tmpfs none \"$PWD\"", dir.path());
+            fs::read_dir(dir.path()).unwrap().count()
+        });
+        assert_eq!(inside, 0);
+        assert!(dir.path().join("file").exists());
+    }
+
+    #[test]
+    fn a_missing_program_is_noticed() {
+        assert!(has_programs(&[("sh", "dash")]));
+        assert!(!has_programs(&[
+            ("sh", "dash"),
+            ("no such program", "none")
+        ]));
+    }
+
+    #[test]
+    fn a_script_ends_at_its_first_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(sh("echo said", dir.path()), "said\n");
+        let failed = panic::catch_unwind(|| sh("echo why >&2; false; touch more", dir.path()));
+        let said = failed.unwrap_err().downcast::<String>().unwrap();
+        assert!(said.ends_with(": why\n"), "{said}");
+        assert!(!dir.path().join("more").exists());
+    }
+}
