@@ -60,16 +60,16 @@ pub enum BundleError {
     },
     /// A container's writable disk cannot be of that size.
     #[error(
-        "Annotation {DISK_SIZE_ANNOTATION} must be from {} to {} MiB, not {mib}",
+        "Annotation {DISK_SIZE_ANNOTATION} must be a whole number of MiB from {} to {}, not {value:?}",
         DISK_MIB.start(),
         DISK_MIB.end()
     )]
     DiskSize {
-        /// The size asked for.
-        mib: u32,
+        /// The annotation's value.
+        value: String,
     },
     /// An annotation is not the number it must be.
-    #[error("Annotation {name} must be a positive whole number, not {value:?}")]
+    #[error("Annotation {name} must be a whole number from 1 to {max}, not {value:?}", max = u32::MAX)]
     Annotation {
         /// Its name.
         name: &'static str,
@@ -199,12 +199,15 @@ impl Spec {
     /// # Errors
     /// When the annotation is no size that a disk can have.
     pub fn disk_size(&self, config: &Config) -> Result<u64, BundleError> {
-        let mib = match self.number(DISK_SIZE_ANNOTATION)? {
-            Some(mib) if !DISK_MIB.contains(&mib) => return Err(BundleError::DiskSize { mib }),
-            Some(mib) => mib,
-            None => config.writable_disk_size_mib,
+        let Some(value) = self.annotations.get(DISK_SIZE_ANNOTATION) else {
+            return Ok(u64::from(config.writable_disk_size_mib) * MIB);
         };
-        Ok(u64::from(mib) * MIB)
+        match value.parse() {
+            Ok(mib) if DISK_MIB.contains(&mib) => Ok(u64::from(mib) * MIB),
+            _ => Err(BundleError::DiskSize {
+                value: value.clone(),
+            }),
+        }
     }
 
     /// Whether what the container writes is to be brought back to its snapshot.
@@ -325,10 +328,13 @@ mod tests {
         assert_eq!(Spec::default().disk_size(&config).unwrap(), default);
         let small = spec(DISK_SIZE_ANNOTATION, "8").disk_size(&config);
         assert_eq!(small.unwrap(), 8 << 20);
-        for value in ["7", "16777217", "x"] {
+        for value in ["7", "16777217", "99999999999", "0", "x"] {
             let error = spec(DISK_SIZE_ANNOTATION, value).disk_size(&config);
             let error = error.unwrap_err().to_string();
-            assert!(error.contains(DISK_SIZE_ANNOTATION), "{error}");
+            let range =
+                format!("{DISK_SIZE_ANNOTATION} must be a whole number of MiB from 8 to 16777216");
+            assert!(error.contains(&range), "{error}");
+            assert!(error.contains(&format!("{value:?}")), "{error}");
         }
         assert!(!Spec::default().write_back().unwrap());
         assert!(spec(WRITE_BACK_ANNOTATION, "true").write_back().unwrap());

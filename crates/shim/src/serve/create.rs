@@ -11,7 +11,7 @@ use fc_proto::ttrpc::Error as RpcError;
 use fc_vm::ident;
 
 use super::drives::{attach, detach, guest_path};
-use super::error::CallError;
+use super::error::{CallError, Unsupported};
 use super::files::{self, Files};
 use super::io::{self, Stdio};
 use super::link;
@@ -30,9 +30,7 @@ use crate::bundle::Spec;
 pub async fn create(shim: &Arc<Shim>, request: CreateTaskRequest) -> Result<u32, CallError> {
     ident::validate(&request.id)?;
     if !request.checkpoint.is_empty() {
-        return Err(CallError::Unsupported(
-            "Restoring a container from a checkpoint is not supported".to_owned(),
-        ));
+        return Err(Unsupported::Restore.into());
     }
     let reservation = shim.tasks.reserve(&request.id)?;
     let spec = Spec::read(&PathBuf::from(&request.bundle))?;

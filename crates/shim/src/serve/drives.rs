@@ -7,7 +7,7 @@ use fc_proto::guest::{BUNDLE_ROOT, feature};
 use fc_proto::task::api::Mount;
 use fc_rootfs::{DISK_FSTYPE, DISK_UPPER, DISK_WORK, IMAGE_FSTYPE, Prepared};
 
-use super::error::CallError;
+use super::error::{CallError, Unsupported};
 use super::files::Files;
 use super::shim::{Phase, Running, Shim};
 
@@ -160,9 +160,7 @@ impl Container<'_> {
                 disk: Some(disk),
             } => {
                 if !mounts_rootfs {
-                    return Err(CallError::Unsupported(
-                        "The agent in this root image only takes a block device as a container's rootfs: use a block snapshotter, or a root image of this version".to_owned(),
-                    ));
+                    return Err(Unsupported::BlockDevicesOnly.into());
                 }
                 let (lower, upper) = (at("/image"), at("/disk"));
                 let image = self.attach(Kind::ReadOnly, image.file(), &lower, IMAGE_FSTYPE, &[]);

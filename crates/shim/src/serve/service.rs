@@ -21,7 +21,7 @@ use fc_proto::ttrpc::context::Context;
 
 use super::create::{create, lost};
 use super::delete::delete;
-use super::error::CallError;
+use super::error::{CallError, Unsupported};
 use super::exec::exec;
 use super::shim::{Phase, Shim};
 use super::stop;
@@ -178,8 +178,7 @@ impl TaskApi for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        let text = "Checkpointing a container is not supported".to_owned();
-        Err(CallError::Unsupported(text).into_rpc())
+        Err(CallError::from(Unsupported::Checkpoint).into_rpc())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {

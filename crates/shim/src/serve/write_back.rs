@@ -13,12 +13,12 @@ use std::time::Duration;
 use fc_client::text::excerpt;
 use fc_proto::guest::{ExportUpperRequest, feature};
 use fc_proto::task::api::CreateTaskRequest;
-use fc_rootfs::{ImportError, TarError, WRITE_BACK_ANNOTATION, import_upper, upper_dir};
+use fc_rootfs::{ImportError, TarError, import_upper, upper_dir};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
 
 use super::create::lost;
-use super::error::CallError;
+use super::error::{CallError, InvalidRequest, Unsupported};
 use super::files::as_mounts;
 use super::shim::{Running, Shim};
 use crate::bundle::Spec;
@@ -88,15 +88,10 @@ impl WriteBack {
         if !spec.write_back()? {
             return Ok(None);
         }
-        let upper = upper_dir(&as_mounts(&request.rootfs)).ok_or_else(|| {
-            CallError::Invalid(format!(
-                "Annotation {WRITE_BACK_ANNOTATION} needs a snapshot that is a writable overlay: a read-only one, a plain directory or a device of its own has no upper directory to write to"
-            ))
-        })?;
+        let upper =
+            upper_dir(&as_mounts(&request.rootfs)).ok_or(InvalidRequest::NoUpperDirectory)?;
         if !running.machine.guest().has(feature::EXPORT_UPPER) {
-            return Err(CallError::Unsupported(format!(
-                "The agent in this root image cannot send what a container wrote, which annotation {WRITE_BACK_ANNOTATION} asks for: use a root image of this version"
-            )));
+            return Err(Unsupported::WriteBack.into());
         }
         let limit = spec.disk_size(&shim.config)?;
         Ok(Some(Self { upper, limit }))

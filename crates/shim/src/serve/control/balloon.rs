@@ -8,7 +8,7 @@ use fc_proto::control::{
 };
 use fc_proto::protobuf::MessageField;
 
-use crate::serve::error::{CallError, Refusal};
+use crate::serve::error::{CallError, InvalidRequest, Refusal};
 
 /// GetBalloonConfig.
 pub async fn config(vmm: &Client) -> Result<GetBalloonConfigResponse, CallError> {
@@ -64,8 +64,8 @@ async fn explain<T>(
     result.map_err(refusal.error())
 }
 
-fn number<T: TryFrom<i64>>(field: &str, value: i64) -> Result<T, CallError> {
-    T::try_from(value).map_err(|_| CallError::Invalid(format!("{field} cannot be {value}")))
+fn number<T: TryFrom<i64>>(field: &'static str, value: i64) -> Result<T, InvalidRequest> {
+    T::try_from(value).map_err(|_| InvalidRequest::Number { field, value })
 }
 
 fn device(config: &Balloon) -> FirecrackerBalloonDevice {

@@ -3,7 +3,7 @@
 use fc_client::{ApiError, Client};
 use serde_json::Value;
 
-use crate::serve::error::{CallError, Refusal};
+use crate::serve::error::{CallError, InvalidRequest, Refusal};
 
 /// SetVMMetadata: replaces the document.
 pub async fn set(vmm: &Client, text: &str) -> Result<(), CallError> {
@@ -38,15 +38,11 @@ pub async fn get(vmm: &Client) -> Result<String, CallError> {
     Ok(document.to_string())
 }
 
-fn object(text: &str) -> Result<Value, CallError> {
+fn object(text: &str) -> Result<Value, InvalidRequest> {
     match serde_json::from_str(text) {
         Ok(document @ Value::Object(_)) => Ok(document),
-        Ok(_) => Err(CallError::Invalid(
-            "Metadata must be a JSON object".to_owned(),
-        )),
-        Err(error) => Err(CallError::Invalid(format!(
-            "Metadata is not a JSON document: {error}"
-        ))),
+        Ok(_) => Err(InvalidRequest::MetadataNoObject),
+        Err(error) => Err(InvalidRequest::Metadata(error)),
     }
 }
 

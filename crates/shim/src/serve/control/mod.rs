@@ -25,7 +25,7 @@ use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_proto::ttrpc;
 use fc_proto::ttrpc::asynchronous::{Service, TtrpcContext};
 
-use super::error::{CallError, Refusal};
+use super::error::{CallError, InvalidRequest, Refusal};
 use super::life;
 use super::service::detached;
 use super::shim::{Running, Shim};
@@ -49,9 +49,11 @@ impl ControlService {
         if vm_id == own {
             return Ok(());
         }
-        Err(CallError::Invalid(format!(
-            "This is the shim of VM {own:?}, not of {vm_id:?}"
-        )))
+        Err(InvalidRequest::OtherVm {
+            own: own.to_owned(),
+            vm_id: vm_id.to_owned(),
+        }
+        .into())
     }
 
     /// Does something with the running VM, whatever becomes of the caller.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fc_client::Tail;
 use fc_proto::vm::{ReadRequest, ReadResponse, Stream};
 
-use crate::serve::error::CallError;
+use crate::serve::error::{CallError, InvalidRequest};
 use crate::serve::shim::Shim;
 
 /// Most bytes of lines in an answer.
@@ -50,7 +50,7 @@ fn tail(shim: &Shim, request: &ReadRequest) -> Result<Tail, CallError> {
         Ok(Stream::CONSOLE) => Ok(shim.progress.console()),
         Ok(Stream::VMM_LOG) => Ok(shim.progress.vmm_log()),
         Ok(Stream::SHIM_LOG) => Ok(shim.log.clone()),
-        Err(number) => Err(CallError::Invalid(format!("There is no stream {number}"))),
+        Err(number) => Err(InvalidRequest::Stream(number).into()),
     }
 }
 
