@@ -47,7 +47,7 @@ enum End {
     Halted { eax: u64 },
     NotEmulated,
     Interrupted,
-    Other(String),
+    Unexpected(String),
 }
 
 pub(super) fn run(guest: &'static Guest) -> Kvm {
@@ -73,7 +73,7 @@ pub(super) fn run(guest: &'static Guest) -> Kvm {
         End::Halted { eax } => format!("it computes wrongly: {eax:#x} instead of {:#x}", guest.eax),
         End::NotEmulated => "it interprets guest code instead of running it".to_owned(),
         End::Interrupted => "a few instructions did not end".to_owned(),
-        End::Other(exit) => format!("a few instructions ended with {exit}"),
+        End::Unexpected(exit) => format!("a few instructions ended with {exit}"),
     };
     Kvm::Paravirtual { why }
 }
@@ -91,15 +91,15 @@ fn run_guest(kvm: &kvm_ioctls::Kvm, guest: &Guest) -> io::Result<End> {
 
     let end = match vcpu.run() {
         Ok(VcpuExit::Hlt) => None,
-        Ok(VcpuExit::InternalError) => Some(End::Other("an internal error".to_owned())),
-        Ok(exit) => Some(End::Other(format!("{exit:?}"))),
+        Ok(VcpuExit::InternalError) => Some(End::Unexpected("an internal error".to_owned())),
+        Ok(exit) => Some(End::Unexpected(format!("{exit:?}"))),
         Err(error) if error.errno() == libc::EINTR => Some(End::Interrupted),
         Err(error) => return Err(error.into()),
     };
     let registers = vcpu.get_regs()?;
     Ok(match end {
         None => End::Halted { eax: registers.rax },
-        Some(End::Other(_)) if emulation_failed(&mut vcpu) => End::NotEmulated,
+        Some(End::Unexpected(_)) if emulation_failed(&mut vcpu) => End::NotEmulated,
         Some(end) => end,
     })
 }
