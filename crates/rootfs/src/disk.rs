@@ -118,11 +118,9 @@ fn format_template(
         .open(file)
         .and_then(|file| file.set_len(size))
         .map_err(|error| DiskError::Copy(file.into(), error))?;
-    // The disk does not outlive its container, and a guest that crashes takes the container with it.
-    let features = "^has_journal,^resize_inode";
     Ok(mkfs::run(&mut mkfs::ext4(
         &program,
-        features,
+        FEATURES,
         file,
         content.path(),
     ))?)

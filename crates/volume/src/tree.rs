@@ -5,6 +5,7 @@
 //! links, looked at, and only then read, so that an entry that turns into a link or a device between two
 //! steps changes nothing.
 
+use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -50,6 +51,32 @@ pub(crate) struct Tree<'a> {
     path: PathBuf,
 }
 
+/// What one attempt to copy a tree keeps.
+struct Account<'a> {
+    budget: &'a mut Budget,
+    /// Where files with several names were copied to.
+    links: HashMap<Identity, PathBuf>,
+}
+
+/// One file, whatever its name. With the time of its last change: a file that is removed and another that gets
+/// its inode while the tree is copied are two.
+#[derive(PartialEq, Eq, Hash)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Identity {
+    fn of(stat: &Stat) -> Identity {
+        Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            changed: (stat.st_ctime, stat.st_ctime_nsec.try_into().unwrap_or(0)),
+        }
+    }
+}
+
 impl<'a> Tree<'a> {
     /// The file or directory at `source`, with what is mounted below if `recursive`.
     pub(crate) fn open(
@@ -79,7 +106,11 @@ impl<'a> Tree<'a> {
         for attempt in 1.. {
             let before = self.stat(&self.root, &self.path)?;
             let start = *budget;
-            let copied = self.copy_entry(&self.root, &self.path, to, 0, budget);
+            let mut account = Account {
+                budget,
+                links: HashMap::new(),
+            };
+            let copied = self.copy_entry(&self.root, &self.path, to, 0, &mut account);
             if let Err(VolumeError::Refused {
                 why: Refusal::TooLarge { .. },
                 ..
@@ -111,7 +142,7 @@ impl<'a> Tree<'a> {
         path: &Path,
         to: &Path,
         depth: usize,
-        budget: &mut Budget,
+        account: &mut Account<'_>,
     ) -> Result<(), VolumeError> {
         let stat = self.stat(entry, path)?;
         let failed = |error| self.failed("copy", path, error);
@@ -125,16 +156,24 @@ impl<'a> Tree<'a> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
                 self.check_filesystem(entry, path)?;
-                self.take(budget, cost(length))?;
+                let identity = Identity::of(&stat);
+                if let Some(first) = account.links.get(&identity) {
+                    self.take(account.budget, cost(0))?;
+                    return fs::hard_link(first, to).map_err(failed);
+                }
+                self.take(account.budget, cost(length))?;
                 copy_file(entry, to, length).map_err(failed)?;
+                if stat.st_nlink > 1 {
+                    account.links.insert(identity, to.to_owned());
+                }
             }
             FileType::Directory => {
                 self.check_filesystem(entry, path)?;
-                self.take(budget, cost(0))?;
-                self.copy_directory(entry, path, to, depth, budget)?;
+                self.take(account.budget, cost(0))?;
+                self.copy_directory(entry, path, to, depth, account)?;
             }
             FileType::Symlink => {
-                self.take(budget, cost(0))?;
+                self.take(account.budget, cost(0))?;
                 let target =
                     readlinkat(entry, c"", Vec::new()).map_err(|error| failed(error.into()))?;
                 symlink(OsStr::from_bytes(target.as_bytes()), to).map_err(failed)?;
@@ -157,7 +196,7 @@ impl<'a> Tree<'a> {
         path: &Path,
         to: &Path,
         depth: usize,
-        budget: &mut Budget,
+        account: &mut Account<'_>,
     ) -> Result<(), VolumeError> {
         if depth == MAX_DEPTH {
             return Err(self.refused(Refusal::TooDeep {
@@ -169,7 +208,7 @@ impl<'a> Tree<'a> {
             let name = OsStr::from_bytes(name.as_bytes());
             let path = path.join(name);
             match open_entry(dir, name) {
-                Ok(entry) => self.copy_entry(&entry, &path, &to.join(name), depth + 1, budget)?,
+                Ok(entry) => self.copy_entry(&entry, &path, &to.join(name), depth + 1, account)?,
                 // Removed meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(self.failed("open", &path, error)),

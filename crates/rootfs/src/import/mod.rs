@@ -9,7 +9,7 @@ mod pax;
 mod tar;
 mod unpack;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -80,9 +80,8 @@ pub fn import_upper(tar: impl Read, upper: &Path, limit: u64) -> Result<Imported
         return Err(ImportError::NoDirectory(upper.to_owned()));
     }
     sweep(parent, name).map_err(failed("clean", parent))?;
-    let prefix = [OsStr::new(UNFINISHED), name, OsStr::new(".")];
     let fresh = tempfile::Builder::new()
-        .prefix(&prefix.iter().copied().collect::<std::ffi::OsString>())
+        .prefix(&unfinished(name))
         .tempdir_in(parent)
         .map_err(failed("make a directory in", parent))?;
     let imported = Unpacker::new(fresh.path(), limit)?.unpack(tar)?;
@@ -116,10 +115,16 @@ pub fn read_for_fuzzing(tar: impl Read) -> Result<(u64, u64), TarError> {
     Ok((headers, data))
 }
 
+/// Begin of the names of unfinished directories of `upper`, and of none of another one beside it.
+fn unfinished(upper: &OsStr) -> OsString {
+    [OsStr::new(UNFINISHED), upper, OsStr::new(".")]
+        .into_iter()
+        .collect()
+}
+
 /// Removes what imports that were killed left.
 fn sweep(parent: &Path, upper: &OsStr) -> io::Result<()> {
-    let mut prefix = std::ffi::OsString::from(UNFINISHED);
-    prefix.push(upper);
+    let prefix = unfinished(upper);
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let name = entry.file_name();
