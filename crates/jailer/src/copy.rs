@@ -3,26 +3,37 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
-/// What is read at a time where the kernel cannot copy by itself.
+/// What the kernel copies at a time, in bytes: it does not stop when nobody wants the copy any more.
+const PIECE: u64 = 4 << 20;
+/// What is read at a time where the kernel cannot copy by itself, in bytes.
 const BUFFER: usize = 256 << 10;
 
 /// Copies the regular file `from` to the file `to`, which is as long and nothing but a hole. What is a hole stays one.
+/// Ends soon after `given_up` has become true.
 ///
 /// # Errors
-/// The system's; `to` may have a part of it then.
-pub(crate) fn copy(from: &File, to: &File) -> io::Result<()> {
+/// The system's, and [`io::ErrorKind::Interrupted`] if it was given up; `to` may have a part of it then.
+pub(crate) fn copy(from: &File, to: &File, given_up: &AtomicBool) -> io::Result<()> {
     if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
     let length = from.metadata()?.len();
     let mut position = 0;
     while let Some(data) = data_from(from, position, length)? {
-        copy_range(from, to, data.clone())?;
-        position = data.end;
+        position = data.start;
+        while position < data.end {
+            if given_up.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let end = data.end.min(position + PIECE);
+            copy_range(from, to, position..end)?;
+            position = end;
+        }
     }
     Ok(())
 }
@@ -105,7 +116,7 @@ mod tests {
     fn copy_to_hole(from: &Path, to: &Path) {
         let (from, to) = (File::open(from).unwrap(), File::create(to).unwrap());
         to.set_len(from.metadata().unwrap().len()).unwrap();
-        copy(&from, &to).unwrap();
+        copy(&from, &to, &AtomicBool::new(false)).unwrap();
     }
 
     fn keeps_holes_and_content(from_dir: &Path, to_dir: &Path) {
@@ -129,6 +140,21 @@ mod tests {
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         File::create(&from).unwrap();
         copy_to_hole(&from, &to);
+        assert_eq!(to.metadata().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_copy_that_is_given_up_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::write(&from, vec![1; 1 << 20]).unwrap();
+        let (from, to) = (File::open(from).unwrap(), File::create(to).unwrap());
+        if ioctl_ficlone(&to, &from).is_ok() {
+            println!("SKIPPED: this file system shares blocks, so nothing is copied");
+            return;
+        }
+        let error = copy(&from, &to, &AtomicBool::new(true)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
         assert_eq!(to.metadata().unwrap().len(), 0);
     }
 }

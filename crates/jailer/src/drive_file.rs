@@ -1,6 +1,8 @@
 //! The file to show for a drive, whose content may still be on its way.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fc_host_file::HostFile;
 use tokio::task::JoinHandle;
@@ -8,11 +10,25 @@ use tokio::task::JoinHandle;
 use crate::error::JailError;
 
 /// What the VMM gets for a root drive or a drive mount: the file itself, or a private copy that is being made while
-/// the VMM starts. Dropped, a copy is still finished, or fails, without anybody's knowledge.
+/// the VMM starts. Dropped, also while it is being [completed](DriveFile::complete), the copy is given up.
 #[derive(Debug)]
 pub struct DriveFile {
     file: HostFile,
-    copying: Option<JoinHandle<Result<(), JailError>>>,
+    copying: Option<Copying>,
+}
+
+/// The thread that makes a copy. It has the original open, and keeps its lock, until it ends.
+#[derive(Debug)]
+struct Copying {
+    thread: JoinHandle<Result<(), JailError>>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        // Otherwise it would fill the disk for nobody, and keep the process from ending.
+        self.given_up.store(true, Ordering::Relaxed);
+    }
 }
 
 impl DriveFile {
@@ -24,14 +40,19 @@ impl DriveFile {
         }
     }
 
-    /// `file` has its length, mode and owner; `fill` blocks until it has its content.
+    /// `file` has its length, mode and owner; `fill` blocks until it has its content, or what it gets has become true.
     pub(crate) fn copied(
         file: HostFile,
-        fill: impl FnOnce() -> Result<(), JailError> + Send + 'static,
+        fill: impl FnOnce(&AtomicBool) -> Result<(), JailError> + Send + 'static,
     ) -> Self {
+        let given_up = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&given_up);
         Self {
             file,
-            copying: Some(tokio::task::spawn_blocking(fill)),
+            copying: Some(Copying {
+                thread: tokio::task::spawn_blocking(move || fill(&seen)),
+                given_up,
+            }),
         }
     }
 
@@ -47,14 +68,16 @@ impl DriveFile {
     /// # Errors
     /// [`JailError::Copy`].
     pub async fn complete(self) -> Result<HostFile, JailError> {
-        if let Some(copying) = self.copying {
-            let path = self.file.path().to_owned();
-            copying.await.unwrap_or_else(|stopped| {
-                let source = io::Error::other(stopped);
-                Err(JailError::Copy { path, source })
+        let Self { file, copying } = self;
+        if let Some(mut copying) = copying {
+            (&mut copying.thread).await.unwrap_or_else(|stopped| {
+                Err(JailError::Copy {
+                    path: file.path().to_owned(),
+                    source: io::Error::other(stopped),
+                })
             })?;
         }
-        Ok(self.file)
+        Ok(file)
     }
 }
 
@@ -67,7 +90,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = || HostFile::create(&dir.path().join("copy")).unwrap();
         let (go, wait) = std::sync::mpsc::channel::<()>();
-        let filled = DriveFile::copied(file(), move || {
+        let filled = DriveFile::copied(file(), move |_| {
             wait.recv().unwrap();
             Ok(())
         });
@@ -78,7 +101,7 @@ mod tests {
         go.send(()).unwrap();
         complete.await.unwrap().unwrap();
 
-        let failed = DriveFile::copied(file(), || {
+        let failed = DriveFile::copied(file(), |_| {
             Err(JailError::Copy {
                 path: "/image".into(),
                 source: io::ErrorKind::StorageFull.into(),
@@ -86,5 +109,30 @@ mod tests {
         });
         let error = failed.complete().await.unwrap_err();
         assert_eq!(error.to_string(), "Cannot copy /image into the jail");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ended, end) = std::sync::mpsc::channel();
+        let endless = |name: &str| {
+            let ended = ended.clone();
+            let file = HostFile::create(&dir.path().join(name)).unwrap();
+            DriveFile::copied(file, move |given_up| {
+                while !given_up.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+                ended.send(()).unwrap();
+                Ok(())
+            })
+        };
+        drop(endless("dropped"));
+        end.recv().unwrap();
+        tokio::select! {
+            biased;
+            _ = endless("completing").complete() => panic!("it has no end"),
+            () = std::future::ready(()) => {}
+        }
+        end.recv().unwrap();
     }
 }

@@ -93,7 +93,7 @@ pub trait Jailer: Send + Sync {
 
     /// What to show for a root drive or a drive mount of `file`: a private copy, which needs `file` no more when it is
     /// complete and goes with its last user, or the file itself, as the VM was asked for. The VMM may see an
-    /// incomplete one, but is to be told of it only when it is complete.
+    /// incomplete one, but is to be told of it only when it is complete. One that is dropped before is given up.
     ///
     /// # Errors
     /// When there can be no copy.

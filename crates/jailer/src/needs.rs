@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::program;
 use crate::spec::{Device, Template};
+use crate::{program, settings_file};
 
 /// The file's content. Everything is optional.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -90,7 +90,7 @@ impl Needs {
     }
 
     fn listed(path: &Path) -> Result<Self, NeedsError> {
-        let text = match std::fs::read(path) {
+        let text = match settings_file::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             other => other.map_err(|source| NeedsError::Read {
                 path: path.to_owned(),

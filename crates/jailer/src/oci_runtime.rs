@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +23,16 @@ const RUN_BOUND: Duration = Duration::from_secs(1);
 const HOLDERS_BOUND: Duration = Duration::from_secs(5);
 /// Longest part of the runtime's words that an error repeats, in bytes.
 const QUOTED: usize = 1000;
+/// More than a pipe holds, in bytes (64 KiB unless somebody changes that).
+const PIPE: u64 = 1 << 20;
+/// What a service manager tells the service that this process is a part of. A runtime takes it for its own: it waits
+/// until the VMM says that it is ready, or gives it the service's sockets.
+const OF_THE_SERVICE: [&str; 4] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+];
 
 /// Why the OCI runtime did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +58,7 @@ pub enum RuntimeError {
         words: String,
     },
     /// It takes too long.
-    #[error("`{} {subcommand}` did not end within {bound:?} and was killed", program.display())]
+    #[error("`{} {subcommand}` did not end within {bound:?} and was killed: {words}", program.display())]
     TimedOut {
         /// The program.
         program: PathBuf,
@@ -56,6 +66,8 @@ pub enum RuntimeError {
         subcommand: &'static str,
         /// How long was waited.
         bound: Duration,
+        /// The end of what it had said.
+        words: String,
     },
     /// One that somebody started before does not end.
     #[error("An OCI runtime is still making the container after {bound:?}")]
@@ -147,7 +159,7 @@ impl OciRuntime {
         drop(command);
         let status = match tokio::time::timeout(bound, child.0.wait()).await {
             Ok(status) => status.map_err(spawn_error)?,
-            Err(_) => return Err(self.timed_out("run", bound)),
+            Err(_) => return Err(self.timed_out("run", bound, &available(&stderr))),
         };
         if !status.success() {
             return Err(self.failed("run", status, &available(&stderr)));
@@ -195,24 +207,27 @@ impl OciRuntime {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let spawn_error = |source| self.spawn_error(source);
+        let said = |child: &Child| child.stderr.as_ref().map(available).unwrap_or_default();
         let mut child = command.spawn().map_err(spawn_error)?;
         if !ended(child.id(), bound).map_err(spawn_error)? {
             child.kill().map_err(spawn_error)?;
             child.wait().map_err(spawn_error)?;
-            return Err(self.timed_out("delete", bound));
+            return Err(self.timed_out("delete", bound, &said(&child)));
         }
         let status = child.wait().map_err(spawn_error)?;
         if status.success() {
             Ok(())
         } else {
-            let words = child.stderr.as_ref().map(available).unwrap_or_default();
-            Err(self.failed("delete", status, &words))
+            Err(self.failed("delete", status, &said(&child)))
         }
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.state);
+        for variable in OF_THE_SERVICE {
+            command.env_remove(variable);
+        }
         let parent = rustix::process::getpid();
         let die_with_parent = move || {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -236,24 +251,28 @@ impl OciRuntime {
     }
 
     fn failed(&self, subcommand: &'static str, status: ExitStatus, words: &str) -> RuntimeError {
-        let words = match words.trim() {
-            "" => "it said nothing",
-            words => words,
-        };
         RuntimeError::Failed {
             program: self.program.clone(),
             subcommand,
             status,
-            words: words.to_owned(),
+            words: or_nothing(words),
         }
     }
 
-    fn timed_out(&self, subcommand: &'static str, bound: Duration) -> RuntimeError {
+    fn timed_out(&self, subcommand: &'static str, bound: Duration, words: &str) -> RuntimeError {
         RuntimeError::TimedOut {
             program: self.program.clone(),
             subcommand,
             bound,
+            words: or_nothing(words),
         }
+    }
+}
+
+fn or_nothing(words: &str) -> String {
+    match words.trim() {
+        "" => "it said nothing".to_owned(),
+        words => words.to_owned(),
     }
 }
 
@@ -281,16 +300,38 @@ fn ended(pid: u32, bound: Duration) -> io::Result<bool> {
     Ok(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&bound))? > 0)
 }
 
-/// The end of what is in a pipe now; its writers may still be there.
+/// The end of what is in a pipe now; its writers may still be there, and write on.
 fn available(pipe: &(impl AsFd + ?Sized)) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let pipe = pipe.as_fd().try_clone_to_owned()?;
         rustix::io::ioctl_fionbio(&pipe, true)?;
         let mut text = Vec::new();
         // Ends with an error when nothing is left and somebody could still write.
-        let _ = std::fs::File::from(pipe).read_to_end(&mut text);
+        let _ = std::fs::File::from(pipe).take(PIPE).read_to_end(&mut text);
         Ok(text)
     };
     let text = read().unwrap_or_default();
     String::from_utf8_lossy(&text[text.len().saturating_sub(QUOTED)..]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_runtime_that_does_not_end_is_quoted() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("runtime");
+        let script = "#!/bin/sh\necho waiting for something >&2\nexec sleep 600\n";
+        std::fs::write(&program, script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let runtime = OciRuntime::new(&program, dir.path().to_owned(), "vm");
+        let error = runtime.run(dir.path(), Duration::from_secs(1)).await;
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.ends_with("within 1s and was killed: waiting for something"),
+            "{text}"
+        );
+    }
 }

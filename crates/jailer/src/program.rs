@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::settings_file;
+
 /// Class, byte order and version after the magic: 64 bits, little endian, as all that a VMM runs on.
 const IDENTITY: &[u8] = b"\x7fELF\x02\x01\x01";
 /// Length of the header, and in it the offsets of: where the program headers are, how long each is, how many.
@@ -38,7 +40,7 @@ pub(crate) fn find(program: &Path) -> PathBuf {
 /// The program that the kernel executes in `program`'s place, by its path; `None` for one that is linked statically,
 /// and for what is no program at all.
 pub(crate) fn interpreter(program: &Path) -> Option<PathBuf> {
-    let file = File::open(program).ok()?;
+    let file = settings_file::open(program).ok()?;
     let mut header = [0; HEADER];
     file.read_exact_at(&mut header, 0).ok()?;
     if !header.starts_with(IDENTITY)

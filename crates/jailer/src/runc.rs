@@ -146,8 +146,8 @@ impl Runc {
             source,
         };
         let (to, target) = self.make_copy(&from, &to, read_only).map_err(&error)?;
-        Ok(DriveFile::copied(to, move || {
-            copy(from.file(), &target).map_err(error)
+        Ok(DriveFile::copied(to, move |given_up| {
+            copy(from.file(), &target, given_up).map_err(error)
         }))
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::User;
+use crate::{User, settings_file};
 
 /// What the jail decides.
 #[derive(Debug)]
@@ -74,7 +74,10 @@ pub enum TemplateError {
         source: serde_json::Error,
     },
     /// A part is missing, or is of another type.
-    #[error("The jail's template {} lacks `{key}`, which must be {expected}", path.display())]
+    #[error(
+        "The jail's template {} lacks `{key}`, which must be {expected} (configuration key jailer.runc_config_path)",
+        path.display()
+    )]
     Lacks {
         /// The file.
         path: PathBuf,
@@ -86,7 +89,7 @@ pub enum TemplateError {
     /// It names a user, while the request does.
     #[error(
         "The jail's template {} sets process.user to {uid}:{gid}: leave it out, the user comes from each VM's \
-         JailerConfig",
+         JailerConfig (configuration key jailer.runc_config_path)",
         path.display()
     )]
     User {
@@ -109,7 +112,7 @@ pub(crate) struct Template {
 impl Template {
     /// Reads and checks the template.
     pub(crate) fn read(path: &Path) -> Result<Self, TemplateError> {
-        let text = std::fs::read(path).map_err(|source| TemplateError::Read {
+        let text = settings_file::read(path).map_err(|source| TemplateError::Read {
             path: path.to_owned(),
             source,
         })?;
@@ -128,13 +131,18 @@ impl Template {
     fn check(&mut self) -> Result<(), TemplateError> {
         let path = self.path.clone();
         self.object("linux")?;
-        let process = self.object("process")?;
-        let id = |key| {
-            let user = process.get("user");
-            let id = user.and_then(|user| user.get(key));
-            id.and_then(Value::as_u64).unwrap_or(0)
+        let user = self.object("process")?.get("user").cloned();
+        let id = |name, key| {
+            let id = user.as_ref().and_then(|user| user.get(name));
+            match id {
+                None | Some(Value::Null) => Ok(0),
+                Some(id) => id.as_u64().ok_or_else(|| self.lacks(key, "0 or missing")),
+            }
         };
-        let (uid, gid) = (id("uid"), id("gid"));
+        let (uid, gid) = (
+            id("uid", "process.user.uid")?,
+            id("gid", "process.user.gid")?,
+        );
         if uid != 0 || gid != 0 {
             return Err(TemplateError::User { path, uid, gid });
         }
@@ -263,15 +271,18 @@ impl Template {
         Ok(())
     }
 
-    /// The network is the request's, else the template's, else none. Without an entry it would be the host's.
+    /// The network is the request's, else the template's, else none. Without an entry it would be the host's, and so
+    /// would be what the container mounts.
     fn namespaces(&mut self, overrides: &Overrides<'_>) -> Result<(), TemplateError> {
         let linux = self.object("linux")?;
         let namespaces = entry(linux, "namespaces", json!([])).and_then(Value::as_array_mut);
         let Some(namespaces) = namespaces else {
             return Err(self.lacks("linux.namespaces", "a list"));
         };
-        if !namespaces.iter().any(|it| it["type"] == "network") {
-            namespaces.push(json!({ "type": "network" }));
+        for kind in ["network", "mount"] {
+            if !namespaces.iter().any(|it| it["type"] == kind) {
+                namespaces.push(json!({ "type": kind }));
+            }
         }
         if let Some(path) = overrides.net_ns {
             let network = namespaces.iter_mut().filter(|it| it["type"] == "network");

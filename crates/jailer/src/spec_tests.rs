@@ -99,6 +99,22 @@ fn the_network_is_never_the_host_s() {
 }
 
 #[test]
+fn the_mounts_are_never_the_host_s() {
+    let mounts = |text: &str| {
+        let spec = read(text).unwrap().apply(&overrides()).unwrap();
+        let namespaces = spec["linux"]["namespaces"].as_array().unwrap().clone();
+        let of_mounts = namespaces.into_iter().filter(|it| it["type"] == "mount");
+        of_mounts.collect::<Vec<_>>()
+    };
+    for text in [
+        r#"{"process": {}, "linux": {"namespaces": [{"type": "pid"}]}}"#,
+        r#"{"process": {}, "linux": {"namespaces": [{"type": "mount"}]}}"#,
+    ] {
+        assert_eq!(mounts(text), [json!({ "type": "mount" })]);
+    }
+}
+
+#[test]
 fn a_vmm_s_needs_are_added_once() {
     let template = read(
         r#"{"process": {}, "linux": {"devices": [{"path": "/dev/net/tun"}],
@@ -182,10 +198,20 @@ fn a_template_that_is_none_is_refused_by_name() {
             r#"{"process": {"user": {"gid": 6}}, "linux": {}}"#,
             "sets process.user to 0:6",
         ),
+        (
+            r#"{"process": {"user": {"uid": "1000"}}, "linux": {}}"#,
+            "lacks `process.user.uid`, which must be 0 or missing (configuration key jailer.runc_config_path)",
+        ),
+        (
+            r#"{"process": {"user": {"gid": -1}}, "linux": {}}"#,
+            "lacks `process.user.gid`",
+        ),
     ] {
         let error = read(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{text}: {error}");
     }
     let missing = Template::read(Path::new("/nonexistent")).unwrap_err();
+    let endless = Template::read(Path::new("/dev/zero")).unwrap_err();
+    assert!(matches!(endless, TemplateError::Read { .. }), "{endless}");
     assert!(missing.to_string().contains("jailer.runc_config_path"));
 }

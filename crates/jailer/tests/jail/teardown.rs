@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fc_jailer::{Jailer, StartError};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::Test;
 use crate::host::{Host, Runtime, block_on, executable, open};
@@ -21,10 +23,18 @@ pub const TESTS: &[(&str, Test)] = &[
     ("teardown::the_runtime_is_killed", the_runtime_is_killed),
     ("teardown::the_start_is_given_up", the_start_is_given_up),
     ("teardown::the_owner_is_killed", the_owner_is_killed),
+    (
+        "teardown::the_owner_is_of_a_service",
+        the_owner_is_of_a_service,
+    ),
     ("teardown::the_vmm_does_not_start", the_vmm_does_not_start),
     (
         "teardown::failures_are_told_and_the_rest_is_done",
         failures_are_told_and_the_rest_is_done,
+    ),
+    (
+        "teardown::all_failures_are_told_together",
+        all_failures_are_told_together,
     ),
 ];
 
@@ -114,19 +124,7 @@ fn the_start_is_given_up(runtime: &Runtime) {
 fn the_owner_is_killed(runtime: &Runtime) {
     for milliseconds in [0, 2, 5, 10, 20, 30, 40, 60, 100, 200] {
         let host = Host::new(runtime);
-        let mut owner = Command::new(std::env::current_exe().unwrap());
-        let mut owner = owner
-            .arg(OWNER)
-            .args([&host.dir, &host.runc, &host.vmm])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let mut begun = String::new();
-        let mut lines = BufReader::new(owner.stdout.take().unwrap());
-        lines.read_line(&mut begun).unwrap();
-        owner.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let (mut owner, _output) = begin(&mut owner(&host));
         // The moment is the point of the test; nothing is waited for.
         std::thread::sleep(Duration::from_millis(milliseconds));
         owner.kill().unwrap();
@@ -135,6 +133,49 @@ fn the_owner_is_killed(runtime: &Runtime) {
         assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
         host.assert_clean();
     }
+}
+
+/// It is a part of a service whose manager waits to be told that it is ready: containerd under systemd. The runtime is
+/// not to wait for the VMM to tell that.
+fn the_owner_is_of_a_service(runtime: &Runtime) {
+    let host = Host::new(runtime);
+    let socket = host.base.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let mut command = owner(&host);
+    command.env("NOTIFY_SOCKET", &socket);
+    command.envs([("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "containerd")]);
+    let (mut owner, mut output) = begin(&mut command);
+    let mut started = String::new();
+    output.read_line(&mut started).unwrap();
+    assert_eq!(started, "started\n");
+    assert!(manager.recv(&mut [0; 100]).is_err(), "nothing is told");
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    assert!(fc_jailer::undo(&host.dir).is_empty());
+    host.assert_clean();
+}
+
+/// What makes a jail and waits to be killed.
+fn owner(host: &Host) -> Command {
+    let mut owner = Command::new(std::env::current_exe().unwrap());
+    owner
+        .arg(OWNER)
+        .args([&host.dir, &host.runc, &host.vmm])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .process_group(0);
+    owner
+}
+
+/// Lets it begin.
+fn begin(owner: &mut Command) -> (Child, BufReader<ChildStdout>) {
+    let mut owner = owner.spawn().unwrap();
+    let mut begun = String::new();
+    let mut lines = BufReader::new(owner.stdout.take().unwrap());
+    lines.read_line(&mut begun).unwrap();
+    owner.stdin.take().unwrap().write_all(b"\n").unwrap();
+    (owner, lines)
 }
 
 /// First argument of a process that only makes a jail.
@@ -150,6 +191,7 @@ pub fn own(arguments: &[String]) {
     std::io::stdin().read_line(&mut String::new()).unwrap();
     block_on(async {
         let _running = host.start().await;
+        println!("started");
         std::future::pending::<()>().await;
     });
 }
@@ -190,17 +232,22 @@ fn the_vmm_does_not_start(runtime: &Runtime) {
     });
 }
 
+/// A runtime that deletes nothing.
+fn stubborn(host: &mut Host) {
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *' delete '*) echo 'no way' >&2; exit 3;; esac\nexec {} \"$@\"\n",
+        host.runc.display()
+    );
+    let wrapper = host.base.path().join("stubborn-runc");
+    fs::write(&wrapper, script).unwrap();
+    executable(&wrapper);
+    host.runc = wrapper;
+}
+
 fn failures_are_told_and_the_rest_is_done(runtime: &Runtime) {
     block_on(async {
         let mut host = Host::new(runtime);
-        let script = format!(
-            "#!/bin/sh\ncase \"$*\" in *' delete '*) echo 'no way' >&2; exit 3;; esac\nexec {} \"$@\"\n",
-            host.runc.display()
-        );
-        let wrapper = host.base.path().join("stubborn-runc");
-        fs::write(&wrapper, script).unwrap();
-        executable(&wrapper);
-        host.runc = wrapper;
+        stubborn(&mut host);
         let (jail, vmm, _) = host.start().await;
         vmm.kill();
         vmm.exited().await;
@@ -210,6 +257,44 @@ fn failures_are_told_and_the_rest_is_done(runtime: &Runtime) {
         assert!(source.contains("no way"), "{source}");
         // All else is gone, and so is the container's state; the record stays for another attempt.
         assert!(fc_jailer::undo(&host.dir).is_empty());
+        host.assert_clean();
+    });
+}
+
+/// The container, a directory and a file stay, of a VMM that runs; nothing else does.
+fn all_failures_are_told_together(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        stubborn(&mut host);
+        let (jail, vmm, _) = host.start().await;
+        let cgroup = jail.cgroup_path().unwrap().to_owned();
+        // What the administrator mounts there is not the jail's to unmount.
+        let busy = ["copies", "config.json"].map(|name| host.dir.join(name));
+        for path in &busy {
+            mount_bind(path, path).unwrap();
+        }
+        let errors = jail.close().await;
+        let told = errors
+            .iter()
+            .map(|error| format!("{error}: {:?}", std::error::Error::source(error)));
+        let told: Vec<_> = told.collect();
+        for (error, words) in told.iter().zip(["no way", "copies", "config.json"]) {
+            assert!(error.contains(words), "{told:?}");
+        }
+        assert_eq!(told.len(), 3, "{told:?}");
+        vmm.exited().await;
+        let groups = format!("/sys/fs/cgroup/*{cgroup} /sys/fs/cgroup{cgroup}");
+        let list = format!("ls -d {groups} 2> /dev/null");
+        let groups = Command::new("sh").args(["-c", &list]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&groups.stdout), "");
+        for gone in ["rootfs", "drives", "runc"] {
+            assert!(!host.dir.join(gone).exists(), "{gone}");
+        }
+
+        for path in &busy {
+            unmount(path, UnmountFlags::empty()).unwrap();
+        }
+        assert!(jail.close().await.is_empty());
         host.assert_clean();
     });
 }
