@@ -50,9 +50,7 @@ fn run(command: &mut Command) {
 }
 
 fn tools_missing() -> bool {
-    let missing = |tool: &str, argument: &str| Command::new(tool).arg(argument).output().is_err();
-    if missing("mkfs.ext4", "-V") || missing("losetup", "--version") {
-        println!("SKIPPED: mkfs.ext4 or losetup is not installed");
+    if !fc_test_host::has_programs(&[("mkfs.ext4", "e2fsprogs"), ("losetup", "mount")]) {
         return true;
     }
     if !Path::new("/dev/loop-control").exists() {

@@ -52,17 +52,13 @@ fn with_program(image: &Path, fstype: &str, options: &str, target: &Path) -> io:
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
-
-    use rustix::mount::{MountPropagationFlags, mount_change};
-    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    use fc_test_host::{can_mount_images, in_namespace, sh};
 
     use super::*;
 
     #[test]
     fn a_loop_device_serves_where_the_kernel_wants_one() {
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIPPED: mounting needs root");
+        if !can_mount_images() {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -70,25 +66,12 @@ mod tests {
         fs::create_dir(&tree).unwrap();
         fs::create_dir(&target).unwrap();
         fs::write(tree.join("file"), "content").unwrap();
-        let mkfs = Command::new("mkfs.erofs")
-            .arg("--quiet")
-            .args([&image, &tree])
-            .status();
-        if !mkfs.is_ok_and(|status| status.success()) {
-            println!("SKIPPED: mkfs.erofs is missing; install erofs-utils");
-            return;
-        }
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                // SAFETY: file descriptors stay shared, and this thread uses absolute paths.
-                unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
-                let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-                mount_change("/", private).unwrap();
-                with_program(&image, "erofs", "ro,loop", &target).unwrap();
-                assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "content");
-                let error = with_program(&tree, "erofs", "ro,loop", &target).unwrap_err();
-                assert!(error.to_string().contains("mount"), "{error}");
-            });
+        sh("mkfs.erofs --quiet image tree", dir.path());
+        in_namespace(|| {
+            with_program(&image, "erofs", "ro,loop", &target).unwrap();
+            assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "content");
+            let error = with_program(&tree, "erofs", "ro,loop", &target).unwrap_err();
+            assert!(error.to_string().contains("mount"), "{error}");
         });
     }
 }

@@ -50,17 +50,15 @@ pub enum ViewError {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::thread;
 
-    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
-    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    use fc_test_host::{has_root, in_namespace};
+    use rustix::mount::{UnmountFlags, unmount};
 
     use super::*;
 
     #[test]
     fn an_overlay_appears_at_once_and_read_only() {
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIPPED: mounting needs root");
+        if !has_root("mounting") {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -77,23 +75,17 @@ mod tests {
             options: vec![format!("lowerdir={}:{}", upper.display(), lower.display())],
             ..Mount::default()
         };
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                // SAFETY: file descriptors stay shared, and this thread uses absolute paths.
-                unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
-                let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-                mount_change("/", private).unwrap();
-                assert!(mount_view(&[], &at).is_err());
-                let nowhere = mount_view(std::slice::from_ref(&overlay), &dir.path().join("no"));
-                assert!(nowhere.is_err());
-                mount_view(&[overlay], &at).unwrap();
-                assert_eq!(fs::read_to_string(at.join("a")).unwrap(), "upper");
-                assert_eq!(fs::read_to_string(at.join("b")).unwrap(), "lower");
-                let error = fs::write(at.join("c"), "").unwrap_err();
-                assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
-                unmount(&at, UnmountFlags::NOFOLLOW).unwrap();
-                assert_eq!(fs::read_dir(&at).unwrap().count(), 0);
-            });
+        in_namespace(|| {
+            assert!(mount_view(&[], &at).is_err());
+            let nowhere = mount_view(std::slice::from_ref(&overlay), &dir.path().join("no"));
+            assert!(nowhere.is_err());
+            mount_view(&[overlay], &at).unwrap();
+            assert_eq!(fs::read_to_string(at.join("a")).unwrap(), "upper");
+            assert_eq!(fs::read_to_string(at.join("b")).unwrap(), "lower");
+            let error = fs::write(at.join("c"), "").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+            unmount(&at, UnmountFlags::NOFOLLOW).unwrap();
+            assert_eq!(fs::read_dir(&at).unwrap().count(), 0);
         });
     }
 }

@@ -3,18 +3,14 @@
 
 use std::path::PathBuf;
 
+use fc_test_host::{has_programs, has_root};
 use fc_testbed::containerd::{Containerd, Options};
 use fc_testbed::image;
 
 #[test]
 fn runs_the_test_image_with_runc() {
-    let needed = ["containerd", "runc"];
-    if let Some(missing) = needed.iter().find(|p| !in_path(p)) {
-        println!("SKIPPED: {missing} is not installed");
-        return;
-    }
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: needs root");
+    let programs = [("containerd", "containerd"), ("runc", "runc")];
+    if !has_root("containerd") || !has_programs(&programs) {
         return;
     }
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -40,9 +36,4 @@ fn runs_the_test_image_with_runc() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(7), "{stderr}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "second\nmerged\n");
-}
-
-fn in_path(program: &str) -> bool {
-    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .any(|dir| dir.join(program).exists())
 }

@@ -3,6 +3,8 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
+use fc_test_host::has_root;
+
 use super::*;
 
 fn export(dir: &Path) -> (Vec<u8>, Skipped) {
@@ -89,8 +91,7 @@ fn the_host_makes_the_same_tree_of_it() {
 }
 
 fn same_tree(unpack: fn(&[u8], &Path)) {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED: device nodes and owners need root");
+    if !has_root("making devices and changing owners") {
         return;
     }
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -204,8 +205,7 @@ fn nesting_has_a_bound() {
 
 #[test]
 fn a_layer_that_refers_to_others_is_refused() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED: attributes of overlayfs need root");
+    if !has_root("setting overlayfs' attributes") {
         return;
     }
     let upper = tempfile::tempdir().unwrap();

@@ -3,12 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
 use fc_image_volume::{Containerd, Options};
+use fc_test_host::{has_programs, has_root};
 use fc_testbed::containerd;
-use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tempfile::TempDir;
 
 use crate::images;
@@ -24,11 +22,9 @@ pub struct Daemon {
 /// The containerds at hand, each new; none, and why, if they cannot be used.
 pub fn daemons() -> impl Iterator<Item = Daemon> {
     let mut prefixes = Vec::new();
-    if rustix::process::geteuid().is_root() {
-        if Command::new("containerd").arg("--version").output().is_ok() {
+    if has_root("containerd") {
+        if has_programs(&[("containerd", "containerd")]) {
             prefixes.push(None);
-        } else {
-            println!("SKIPPED: containerd is not installed");
         }
         let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build");
         for name in ["containerd-newer", "containerd-sid"] {
@@ -37,8 +33,6 @@ pub fn daemons() -> impl Iterator<Item = Daemon> {
                 prefixes.push(Some(prefix));
             }
         }
-    } else {
-        println!("SKIPPED: containerd and mounting need root");
     }
     prefixes.into_iter().map(Daemon::start)
 }
@@ -141,29 +135,4 @@ impl Daemon {
             .ctr_ok(&["leases", "delete", "--sync", "x"])
             .unwrap();
     }
-}
-
-/// Runs `work` with mounts of its own, which are gone afterwards.
-pub fn in_namespace(work: impl FnOnce() + Send) {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: NEWNS leaves file descriptors alone, and the thread uses absolute paths only.
-            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
-            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            mount_change("/", private).unwrap();
-            work();
-        });
-        thread.join().unwrap();
-    });
-}
-
-/// Runs a shell script in `dir`, which must succeed.
-pub fn sh(dir: &Path, script: &str) {
-    let end = Command::new("sh")
-        .args(["-euc", script])
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    let complaint = String::from_utf8_lossy(&end.stderr);
-    assert!(end.status.success(), "{script}: {complaint}");
 }

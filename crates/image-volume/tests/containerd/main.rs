@@ -13,9 +13,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use fc_image_volume::{ImageVolumeError, ImageVolumes};
+use fc_test_host::{in_namespace, sh};
 use fc_volume::{Set, VolumeProvider};
 
-use crate::daemon::{daemons, in_namespace, sh};
+use crate::daemon::daemons;
 
 #[tokio::test]
 async fn volumes_of_an_image_become_a_drive() {
@@ -61,7 +62,7 @@ async fn volumes_of_an_image_become_a_drive() {
             fs::create_dir_all(&target).unwrap();
             in_namespace(|| {
                 let mount = format!("mount -o loop,ro {} drive", drive.path().display());
-                sh(&daemon.path("."), &mount);
+                sh(&mount, &daemon.path("."));
                 images::assert_volumes(&target, &names);
             });
         }
@@ -187,7 +188,7 @@ async fn what_a_killed_process_leaves_expires() {
             .await
             .unwrap();
         std::mem::forget(image);
-        sh(&daemon.path("mounts"), "umount image.* && rmdir image.*");
+        sh("umount image.* && rmdir image.*", &daemon.path("mounts"));
         // Expired leases are noticed when garbage is collected.
         let deadline = Instant::now() + Duration::from_secs(60);
         while daemon.state("overlayfs") != before {

@@ -4,12 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::snapshots::{Host, in_namespace, mount_image, possible};
+use fc_test_host::{can_mount_images, in_namespace};
+
+use crate::snapshots::{Host, mount_image};
 use crate::{CHANGES, assert_same, base, list_image, list_mount, prepare};
 
 #[tokio::test]
 async fn erofs_layers_are_merged_on_the_host() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -39,7 +41,7 @@ async fn erofs_layers_are_merged_on_the_host() {
 
 #[tokio::test]
 async fn a_hundred_erofs_layers_become_one() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -73,7 +75,7 @@ async fn a_hundred_erofs_layers_become_one() {
 /// What a mounted image says of itself may be the same for another image at the same place.
 #[test]
 fn mounted_images_are_not_taken_for_one_another() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();

@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use fc_rootfs::{Mount, Rootfs, Settings};
+use fc_test_host::can_mount_images;
 
-use crate::snapshots::{Host, possible};
+use crate::snapshots::Host;
 use crate::{base, prepare};
 
 #[tokio::test]
 async fn errors_quote_mkfs() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -79,7 +80,7 @@ async fn victim() {
 
 #[tokio::test]
 async fn a_killed_maker_leaves_nothing_that_stays() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();

@@ -17,10 +17,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fc_rootfs::{Disk, Image, Mount, Prepared};
+use fc_test_host::{can_mount_images, in_namespace};
 use rustix::mount::MountFlags;
 
 use crate::listing::listing;
-use crate::snapshots::{Host, in_namespace, mount_image, mount_with, possible};
+use crate::snapshots::{Host, mount_image, mount_with};
 
 const BASE: &str = r#"
     chmod 0750 . && chown 7:8 .
@@ -103,7 +104,7 @@ fn assert_same(left: &[String], right: &[String]) {
 
 #[tokio::test]
 async fn an_image_shows_what_the_overlay_shows() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -140,7 +141,7 @@ async fn an_image_shows_what_the_overlay_shows() {
 
 #[tokio::test]
 async fn a_single_layer_is_still_read_as_a_layer() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -157,7 +158,7 @@ async fn a_single_layer_is_still_read_as_a_layer() {
 
 #[tokio::test]
 async fn sixty_layers_with_long_and_odd_names() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -180,7 +181,7 @@ async fn sixty_layers_with_long_and_odd_names() {
 
 #[tokio::test]
 async fn containers_of_one_image_share_it() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -208,7 +209,7 @@ async fn containers_of_one_image_share_it() {
 
 #[tokio::test]
 async fn an_altered_image_is_made_again() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -225,7 +226,7 @@ async fn an_altered_image_is_made_again() {
 
 #[tokio::test]
 async fn what_a_snapshot_already_holds_is_on_the_disk() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -278,7 +279,7 @@ async fn what_a_snapshot_already_holds_is_on_the_disk() {
 
 #[tokio::test]
 async fn a_read_only_snapshot_with_content_is_an_image_of_its_own() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -296,7 +297,7 @@ async fn a_read_only_snapshot_with_content_is_an_image_of_its_own() {
 
 #[tokio::test]
 async fn a_view_needs_no_disk() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -314,7 +315,7 @@ async fn a_view_needs_no_disk() {
 
 #[tokio::test]
 async fn a_disk_is_ready_at_once_thin_and_clean() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use fc_host_file::{Access, HostFile};
 use fc_rootfs::Mount;
+use fc_test_host::{can_mount_images, in_namespace};
 
-use crate::snapshots::{Host, in_namespace, mount_image, possible};
+use crate::snapshots::{Host, mount_image};
 use crate::{CHANGES, base, layers_of, list_image};
 
 fn bind(source: &Path, target: &str, options: &[&str]) -> Mount {
@@ -21,15 +21,6 @@ fn mount(fstype: &str, source: &Path, target: &str, options: &[&str]) -> Mount {
         target: target.into(),
         options: options.iter().map(|option| (*option).into()).collect(),
     }
-}
-
-fn sh(host: &Host, script: &str) {
-    let end = Command::new("sh")
-        .args(["-euc", script])
-        .current_dir(host.path("."))
-        .status()
-        .unwrap();
-    assert!(end.success());
 }
 
 /// The loop devices of the host's files, but for the images that tests themselves mount.
@@ -46,14 +37,13 @@ fn loop_devices(host: &Host) -> Vec<String> {
 
 #[tokio::test]
 async fn each_is_mounted_in_order_at_its_target() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
     let base = base(&host);
     let layers = host.layer("2", &base, CHANGES);
-    sh(
-        &host,
+    host.sh(
         "mkdir -p covered 1/fs/data/inner ext4-tree/deeper erofs-tree bound
          echo covered > covered/file; echo ext4 > ext4-tree/deeper/file; echo erofs > erofs-tree/file; echo bound > bound/file
          ln -s /data/inner 1/fs/way
@@ -99,12 +89,11 @@ async fn each_is_mounted_in_order_at_its_target() {
 
 #[tokio::test]
 async fn a_target_is_inside_the_rootfs_whatever_links_say() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
-    sh(
-        &host,
+    host.sh(
         "mkdir -p root/etc content outside; echo content > content/file
          ln -s /etc root/absolute; ln -s ../../../../../../etc root/relative",
     );
@@ -124,12 +113,11 @@ async fn a_target_is_inside_the_rootfs_whatever_links_say() {
 
 #[tokio::test]
 async fn nothing_is_left_of_those_before_one_that_fails() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
-    sh(
-        &host,
+    host.sh(
         "mkdir -p tree/etc; echo x > tree/file; truncate -s 16M a.ext4 broken.ext4; mkfs.ext4 -q -F -d tree a.ext4",
     );
     let before = fs::read_to_string("/proc/self/mountinfo").unwrap();

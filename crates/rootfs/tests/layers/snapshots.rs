@@ -4,40 +4,10 @@ use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
 use fc_rootfs::{ContainerFiles, Mount, Rootfs, Settings};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
-
-/// Whether the machine lets us; says so if not.
-pub fn possible() -> bool {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: mounting needs root");
-        return false;
-    }
-    for (program, package) in [("mkfs.erofs", "erofs-utils"), ("mkfs.ext4", "e2fsprogs")] {
-        if Command::new(program).output().is_err() {
-            println!("SKIPPED: {program} is missing; install {package}");
-            return false;
-        }
-    }
-    true
-}
-
-/// Runs `work` with mounts of its own, which are gone afterwards.
-pub fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: NEWNS leaves file descriptors alone, and the thread uses absolute paths only.
-            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
-            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            mount_change("/", private).unwrap();
-            work()
-        });
-        thread.join().unwrap()
-    })
-}
+use fc_test_host::{in_namespace, sh};
+use rustix::mount::{MountFlags, mount};
 
 /// mount(2) with options as text.
 pub fn mount_with(fstype: &str, source: &Path, target: &Path, flags: MountFlags, options: &str) {
@@ -79,6 +49,11 @@ impl Host {
         self.dir.path().join(name)
     }
 
+    /// Runs a shell script in the directory.
+    pub fn sh(&self, script: &str) {
+        sh(script, self.dir.path());
+    }
+
     pub fn rootfs(&self) -> Rootfs {
         Rootfs::new(Settings::new(self.path("cache")))
     }
@@ -118,12 +93,7 @@ impl Host {
                 );
                 &merged
             };
-            let end = Command::new("sh")
-                .args(["-euc", script])
-                .current_dir(target)
-                .status()
-                .unwrap();
-            assert!(end.success());
+            sh(script, target);
         });
         let mut layers = vec![upper];
         layers.extend_from_slice(below);

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fc_errors::chain;
+use fc_test_host::{can_mount_images, in_namespace, sh};
 use serde_json::json;
 
-use crate::host::{Host, MIB, guest_mounts, in_namespace, possible, sh, spec, volumes};
+use crate::host::{Host, MIB, guest_mounts, spec, volumes};
 
 /// What a file looks like, names and links included.
 const LIST: &str = "find . -not -name lost+found -printf '%P %y %m %U:%G %Ts %l\\n' | sort";
@@ -19,7 +20,7 @@ fn bind(source: &Path, destination: &str, options: &[&str]) -> serde_json::Value
 
 #[tokio::test]
 async fn files_and_directories_share_one_image() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -75,7 +76,7 @@ async fn files_and_directories_share_one_image() {
 
 #[tokio::test]
 async fn a_writable_bind_needs_the_annotation() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -134,7 +135,7 @@ async fn a_writable_bind_needs_the_annotation() {
 
 #[tokio::test]
 async fn too_much_is_refused_with_its_size() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -169,7 +170,7 @@ async fn too_much_is_refused_with_its_size() {
 
 #[tokio::test]
 async fn what_cannot_be_copied_is_named() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -199,7 +200,7 @@ async fn what_cannot_be_copied_is_named() {
 
 #[test]
 fn bind_shows_one_filesystem_and_rbind_all() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -230,7 +231,7 @@ fn bind_shows_one_filesystem_and_rbind_all() {
 /// Somebody who may write to the directory turns a file into a link to what they may not read.
 #[test]
 fn links_are_never_followed_while_somebody_swaps_them() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -297,7 +298,7 @@ fn slots_are_known_without_looking() {
 
 #[tokio::test]
 async fn permissions_of_an_unreadable_file_survive() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();

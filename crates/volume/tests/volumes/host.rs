@@ -1,57 +1,14 @@
 //! A host with files to mount, and mounts that nobody else sees.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::thread;
 
+use fc_test_host::{in_namespace, sh};
 use fc_volume::{CopySettings, Prepared, Request, VolumeError, VolumeFiles, Volumes};
-use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
 
 pub const MIB: u64 = 1 << 20;
-
-/// Whether the machine lets us; says so if not.
-pub fn possible() -> bool {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: mounting needs root");
-        return false;
-    }
-    for (program, package) in [("mkfs.erofs", "erofs-utils"), ("mkfs.ext4", "e2fsprogs")] {
-        if Command::new(program).output().is_err() {
-            println!("SKIPPED: {program} is missing; install {package}");
-            return false;
-        }
-    }
-    true
-}
-
-/// Runs `work` with mounts of its own, which are gone afterwards.
-pub fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: NEWNS leaves file descriptors alone, and the thread uses absolute paths only.
-            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
-            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            mount_change("/", private).unwrap();
-            work()
-        });
-        thread.join().unwrap()
-    })
-}
-
-/// Runs a shell script that must succeed; gives what it prints.
-pub fn sh(script: &str, dir: &Path) -> String {
-    let end = Command::new("sh")
-        .args(["-euc", script])
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    let complaint = String::from_utf8_lossy(&end.stderr);
-    assert!(end.status.success(), "{script}: {complaint}");
-    String::from_utf8(end.stdout).unwrap()
-}
 
 /// A temporary directory; its subdirectory `vm` is for the container's files.
 pub struct Host {

@@ -3,9 +3,10 @@
 use std::fs;
 
 use fc_errors::chain;
+use fc_test_host::can_mount_images;
 use serde_json::json;
 
-use crate::host::{Host, guest_mounts, possible};
+use crate::host::{Host, guest_mounts};
 
 fn host() -> Host {
     let host = Host::new();
@@ -17,7 +18,7 @@ fn host() -> Host {
 
 #[tokio::test]
 async fn an_image_is_attached_as_it_is() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = host();
@@ -59,7 +60,7 @@ async fn an_image_is_attached_as_it_is() {
 
 #[tokio::test]
 async fn a_writable_image_has_one_user() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = host();
@@ -86,7 +87,7 @@ async fn a_writable_image_has_one_user() {
 
 #[tokio::test]
 async fn what_is_no_such_image_is_refused_by_name() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = host();
@@ -120,7 +121,7 @@ async fn what_is_no_such_image_is_refused_by_name() {
 
 #[tokio::test]
 async fn a_block_device_is_an_image_too() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = host();

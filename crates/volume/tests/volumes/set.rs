@@ -4,10 +4,11 @@ use std::fs;
 use std::io;
 
 use fc_errors::chain;
+use fc_test_host::{can_mount_images, in_namespace, sh};
 use fc_volume::{GuestImage, HostVolume, Set, SetError, VM_PATH, VolumeMount, VolumeProvider};
 use serde_json::json;
 
-use crate::host::{Host, MIB, in_namespace, possible, sh};
+use crate::host::{Host, MIB};
 
 fn set(host: &Host) -> Set {
     host.sh("mkdir -p content/deep; echo hello > content/deep/file; chown 7:8 content/deep/file");
@@ -20,7 +21,7 @@ fn set(host: &Host) -> Set {
 
 #[test]
 fn a_set_becomes_a_drive_mount() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -68,7 +69,7 @@ fn a_set_becomes_a_drive_mount() {
 
 #[test]
 fn a_set_becomes_a_directory() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
@@ -87,7 +88,7 @@ fn a_set_becomes_a_directory() {
 
 #[test]
 fn what_does_not_fit_or_exist_is_told() {
-    if !possible() {
+    if !can_mount_images() {
         return;
     }
     let host = Host::new();
