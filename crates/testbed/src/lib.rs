@@ -11,6 +11,7 @@ pub mod leftovers;
 pub mod measure;
 pub mod phases;
 pub mod runtime_config;
+pub mod setup;
 
 /// Whether KVM on this machine runs ordinary guests, so that a real Firecracker can be used.
 #[must_use]

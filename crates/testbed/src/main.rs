@@ -4,14 +4,16 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Parser;
-use fc_testbed::containerd::{Containerd, ContainerdError, Options};
+use fc_testbed::containerd::{Containerd, ContainerdError};
 use fc_testbed::image::{self, ImageError};
 use fc_testbed::leftovers::Scope;
 use fc_testbed::phases;
-use fc_testbed::runtime_config::{self, Layout};
+use fc_testbed::runtime_config::Layout;
+use fc_testbed::setup::{Setup, SetupError, Started};
+use fc_vm::timeline::now_ns;
 
 /// How long shim and VMM may take to end after `ctr` returned.
 const TEARDOWN_BOUND: Duration = Duration::from_secs(15);
@@ -46,17 +48,11 @@ struct Args {
 #[derive(Debug, thiserror::Error)]
 enum RunError {
     #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error(transparent)]
     Containerd(#[from] ContainerdError),
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error(transparent)]
-    Vmm(#[from] fc_client::host::vmm::ChooseError),
-    #[error("Cannot use {path}")]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
     #[error("Still there after the run:\n  {}", .0.join("\n  "))]
     LeftBehind(Vec<String>),
 }
@@ -80,58 +76,31 @@ fn exit_code(status: ExitStatus) -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitStatus, RunError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| RunError::Io { path, source }
+    let setup = Setup {
+        dir: &args.dir,
+        guest: &args.guest,
+        vmm: args.vmm.as_deref(),
+        containerd: args.containerd.as_deref(),
     };
-    std::fs::create_dir_all(&args.dir).map_err(io(&args.dir))?;
-    let dir = args.dir.canonicalize().map_err(io(&args.dir))?;
-    let guest = args.guest.canonicalize().map_err(io(&args.guest))?;
-
-    let vmm = fc_client::host::vmm::choose(args.vmm.as_deref())?;
-    println!("VMM: {}", vmm.reason);
-    if let Some(hint) = &vmm.hint {
-        println!("     {hint}");
-    }
-    let layout = Layout {
-        vmm: vmm.path,
-        guest,
-        dir: dir.clone(),
-    };
-    let config = dir.join("firecracker-runtime.json");
-    runtime_config::write(&config, &layout.config()).map_err(io(&config))?;
+    let Started {
+        containerd, layout, ..
+    } = setup.start(|_| {})?;
     // Timelines of earlier runs would only grow; no timeline yet is fine too.
     let _ = std::fs::remove_file(layout.timeline());
-
-    let vm_dirs = [layout.shim_base()];
-    let scope = Scope::new(&dir);
-    let containerd = Containerd::start(Options {
-        dir: dir.clone(),
-        prefix: args.containerd.clone(),
-        bin_dir: bin_dir(),
-        runtime_config: config,
-        extra_config: String::new(),
-    })?;
-    provide_image(&containerd, &args.image, &dir)?;
+    let scope = Scope::new(&layout.dir);
+    provide_image(&containerd, &args.image, &layout.dir)?;
     let mut status = ExitStatus::default();
     for _ in 0..args.repeat.max(1) {
         status = run_once(args, &containerd, &layout, &scope)?;
     }
     drop(containerd);
-    let left = scope.leftovers(&vm_dirs);
+    let left = scope.leftovers(&[layout.shim_base()]);
     if left.is_empty() {
         println!("Left behind: nothing");
         Ok(status)
     } else {
         Err(RunError::LeftBehind(left))
     }
-}
-
-fn bin_dir() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .and_then(|exe| exe.parent().map(Path::to_owned))
-        .unwrap_or_else(|| PathBuf::from("."))
 }
 
 fn provide_image(containerd: &Containerd, name: &str, dir: &Path) -> Result<(), RunError> {
@@ -162,13 +131,13 @@ fn run_once(
         .args(&args.command);
     println!("$ ctr {}", words(&ctr));
     let _ = std::io::stdout().flush();
-    let begin = unix_ns();
+    let begin = now_ns();
     let status = ctr.status().map_err(|source| ContainerdError::Spawn {
         program: "ctr".into(),
         source,
     })?;
     let gone = scope.wait_for_processes(TEARDOWN_BOUND);
-    let end = unix_ns();
+    let end = now_ns();
     println!("exit code {}", status.code().unwrap_or(-1));
     if !gone {
         return Err(RunError::LeftBehind(scope.leftovers(&[])));
@@ -200,12 +169,4 @@ fn words(ctr: &std::process::Command) -> String {
         })
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-fn unix_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|d| u64::try_from(d.as_nanos()).ok())
-        .unwrap_or(0)
 }

@@ -1,10 +1,9 @@
 //! `firecracker-bench create`: CreateVM by a daemon, over and over.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_rpc::client::context;
 use fc_testbed::measure::median;
+use fc_vm::timeline::now_ns;
 
 use super::VmArgs;
 use super::host::{BOUND, BenchError, Host, NAMESPACE, call_error, create_vm, runtime, stop_vm};
@@ -78,9 +77,4 @@ fn print(samples: &[Sample]) {
         "CreateVM",
         median(samples.iter().map(Sample::total))
     );
-}
-
-fn now_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }

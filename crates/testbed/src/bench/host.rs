@@ -9,9 +9,9 @@ use fc_proto::control::{CreateVMRequest, FirecrackerClient, StopVMRequest};
 use fc_proto::ttrpc;
 use fc_proto::vm::VmClient;
 use fc_rpc::client::{connect, context};
-use fc_testbed::containerd::{Containerd, ContainerdError, Options};
+use fc_testbed::containerd::{Containerd, ContainerdError};
 use fc_testbed::image::ImageError;
-use fc_testbed::runtime_config::{self, Layout};
+use fc_testbed::setup::{Setup, SetupError};
 use fc_vm::address;
 use serde_json::{Map, Value};
 
@@ -28,11 +28,11 @@ const START_BOUND: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error(transparent)]
     Containerd(#[from] ContainerdError),
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error(transparent)]
-    Vmm(#[from] fc_client::host::vmm::ChooseError),
     #[error(transparent)]
     Rootfs(#[from] fc_rootfs::RootfsError),
     #[error("Cannot use {path}")]
@@ -90,48 +90,32 @@ impl Host {
         args: &VmArgs,
         edit: impl FnOnce(&mut Map<String, Value>),
     ) -> Result<Self, BenchError> {
-        std::fs::create_dir_all(&args.dir).map_err(io_error(&args.dir))?;
-        let dir = args.dir.canonicalize().map_err(io_error(&args.dir))?;
-        let guest = args.guest.canonicalize().map_err(io_error(&args.guest))?;
-        let vmm = fc_client::host::vmm::choose(args.vmm.as_deref())?;
-        println!("VMM: {}", vmm.reason);
-        let layout = Layout {
-            vmm: vmm.path,
-            guest,
-            dir: dir.clone(),
+        let setup = Setup {
+            dir: &args.dir,
+            guest: &args.guest,
+            vmm: args.vmm.as_deref(),
+            // Whatever it is: events have to go somewhere.
+            containerd: None,
         };
-        let mut config = layout.config();
-        // Writing a timeline is no part of what is measured.
-        config.remove("timeline_path");
-        edit(&mut config);
-        let path = dir.join("firecracker-runtime.json");
-        runtime_config::write(&path, &config).map_err(io_error(&path))?;
-        let bin_dir = std::env::current_exe()
-            .ok()
-            .and_then(|exe| exe.parent().map(Path::to_owned))
-            .unwrap_or_else(|| PathBuf::from("."));
-        // Events have to go somewhere.
-        let containerd = Containerd::start(Options {
-            dir: dir.clone(),
-            prefix: None,
-            bin_dir: bin_dir.clone(),
-            runtime_config: path.clone(),
-            extra_config: String::new(),
+        let started = setup.start(|config| {
+            // Writing a timeline is no part of what is measured.
+            config.remove("timeline_path");
+            edit(config);
         })?;
-        let program = bin_dir.join("firecracker-control");
+        let program = started.bin_dir.join("firecracker-control");
         let daemon = Command::new(&program)
             .arg("--config")
-            .arg(&path)
+            .arg(&started.config)
             .arg("--containerd-address")
-            .arg(containerd.socket())
+            .arg(started.containerd.socket())
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(io_error(&program))?;
         Ok(Self {
             _daemon: Daemon(daemon),
-            containerd,
-            dir,
+            containerd: started.containerd,
+            dir: started.layout.dir,
         })
     }
 
