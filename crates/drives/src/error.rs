@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::path::PathBuf;
 
 use fc_errors::{chain, chains};
 
@@ -75,15 +76,20 @@ pub enum DriveError {
     },
     /// A file that was opened, and locked, for reading only, for a drive that can be written to.
     #[error("{} is open for reading only, and the drive can be written to", .0.display())]
-    NotWritable(std::path::PathBuf),
+    NotWritable(PathBuf),
     /// `ro` or `rw` where the drive is the other.
     #[error("The drive cannot be mounted as asked")]
     Options(#[from] OptionError),
     /// One step failed; every step before it was undone, if `undo` is `None`.
-    #[error("Drive {drive_id} for {owner:?} cannot {step}{}", besides(.undo.as_deref()))]
+    #[error(
+        "Drive {drive_id} with {} for {owner:?} cannot {step}{}",
+        host_path.display(), besides(.undo.as_deref())
+    )]
     Attach {
         /// The VMM's name for the drive.
         drive_id: String,
+        /// The file or block device on the host.
+        host_path: PathBuf,
         /// Who wanted it.
         owner: String,
         /// Which step.

@@ -57,6 +57,7 @@ impl Work {
                 let undo = self.bring_back().await.err().map(Box::new);
                 Err(DriveError::Attach {
                     drive_id,
+                    host_path: request.file.path().to_owned(),
                     owner: request.owner,
                     step,
                     source,

@@ -76,12 +76,8 @@ impl Merger {
         let begin = Instant::now();
         with_rootfs(parts, &self.mount_point, |rootfs| {
             let holes = sparse::has_holes(rootfs).map_err(MergeError::Read)?;
-            Ok(mkfs::run(&mut mkfs::erofs(
-                &self.program,
-                holes,
-                output,
-                rootfs,
-            ))?)
+            let mut command = mkfs::erofs(&self.program, holes, output, rootfs);
+            Ok(mkfs::run_erofs(&mut command, rootfs)?)
         })?;
         tracing::info!(
             mounts = parts.len(),

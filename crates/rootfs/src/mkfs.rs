@@ -1,7 +1,8 @@
 //! Running the programs that make filesystems in files.
 
 use std::env;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -14,6 +15,8 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Lines of a program's output that an error quotes.
 const QUOTED_LINES: usize = 5;
+/// Longest file name in bytes that any mkfs.erofs stores: 1.5 loses the last byte of a longer one.
+const EROFS_NAME: usize = 254;
 
 /// Finds a program: a path as it is; a bare name looked up in PATH and where distributions put programs
 /// for administrators. `package` is what to install if there is none.
@@ -94,6 +97,64 @@ pub fn bind_for(command: &mut Command, from: &Path, to: &Path) -> io::Result<()>
     Ok(())
 }
 
+/// Runs a command that [`erofs`] made; `content` is where this process sees the directory.
+///
+/// # Errors
+/// As [`run`]'s; and when a file's name is longer than the program can store.
+pub fn run_erofs(command: &mut Command, content: &Path) -> Result<(), MkfsError> {
+    let unreadable = |error| MkfsError::Content(content.into(), error);
+    let refused = |long: LongName| MkfsError::LongName(long.path);
+    let long = long_name(content).map_err(unreadable)?;
+    if let Some(long) = long.as_ref().filter(|long| long.doubled) {
+        // Such a program finds the other file twice, and says nothing.
+        return Err(refused(long.clone()));
+    }
+    run(command).map_err(|error| match (long, error) {
+        (Some(long), MkfsError::Failed { .. }) => refused(long),
+        (_, error) => error,
+    })
+}
+
+/// A file whose name is longer than [`EROFS_NAME`].
+#[derive(Debug, Clone)]
+struct LongName {
+    path: PathBuf,
+    /// Whether what is left of the name is the name of a file beside it.
+    doubled: bool,
+}
+
+/// The file below `root` with too long a name that makes the most trouble.
+fn long_name(root: &Path) -> io::Result<Option<LongName>> {
+    let mut long = None;
+    let mut pending = vec![root.to_owned()];
+    while let Some(dir) = pending.pop() {
+        let entries = match fs::read_dir(&dir) {
+            // Removed since it was listed: a plain directory may change.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && dir != root => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                pending.push(entry.path());
+            }
+            let name = entry.file_name();
+            if let Some(left) = name.as_bytes().get(..EROFS_NAME)
+                && name.len() > EROFS_NAME
+            {
+                let path = entry.path();
+                let beside = dir.join(OsStr::from_bytes(left));
+                let doubled = fs::symlink_metadata(beside).is_ok();
+                if doubled {
+                    return Ok(Some(LongName { path, doubled }));
+                }
+                long = Some(LongName { path, doubled });
+            }
+        }
+    }
+    Ok(long)
+}
+
 /// Runs a program to its end; it does not outlive the calling thread.
 ///
 /// # Errors
@@ -140,6 +201,15 @@ pub enum MkfsError {
         /// The package that usually has it.
         package: &'static str,
     },
+    /// What is to be stored cannot be looked at.
+    #[error("The content of {0:?} cannot be listed")]
+    Content(PathBuf, #[source] io::Error),
+    /// A file whose name mkfs.erofs does not store.
+    #[error(
+        "The name of {0:?} has more than {EROFS_NAME} bytes, which the installed mkfs.erofs does not store: \
+         make it shorter, or install newer erofs-utils"
+    )]
+    LongName(PathBuf),
     /// The program cannot be executed.
     #[error("The program {0:?} cannot be run")]
     Program(PathBuf, #[source] io::Error),
@@ -168,6 +238,30 @@ mod tests {
         assert_eq!(found("./sh").unwrap(), Path::new("./sh"));
         let error = found("no-such-program").unwrap_err().to_string();
         assert!(error.contains("install some-package"), "{error}");
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("dir");
+        fs::create_dir(&deep).unwrap();
+        let long = deep.join("x".repeat(EROFS_NAME + 1));
+        fs::write(&long, "").unwrap();
+        let error = |program: &str| {
+            let ended = run_erofs(&mut Command::new(program), dir.path());
+            ended.err().map(|error| error.to_string())
+        };
+        // A program that can is not stopped; what another one says is not the reason.
+        assert_eq!(error("true"), None);
+        let failed = error("false").unwrap();
+        assert!(failed.contains("newer erofs-utils"), "{failed}");
+        assert!(failed.contains(long.to_str().unwrap()), "{failed}");
+
+        fs::write(deep.join("x".repeat(EROFS_NAME)), "").unwrap();
+        assert_eq!(error("true"), Some(failed));
+        fs::remove_file(&long).unwrap();
+        assert_eq!(error("true"), None);
+        assert!(error("false").unwrap().contains("exit status"));
     }
 
     #[test]

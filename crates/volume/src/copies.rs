@@ -4,7 +4,6 @@
 //! the n-th volume is the file or directory called `n`.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use fc_host_file::HostFile;
 use fc_rootfs::mkfs;
@@ -172,19 +171,15 @@ impl Copies {
             let program = mkfs::find(&self.settings.mkfs_ext4, "e2fsprogs")?;
             mkfs::ext4(&program, EXT4_FEATURES, kind.file, content.path())
         };
-        self.run(&mut command, staging, &content).map(|()| file)
-    }
-
-    fn run(
-        &self,
-        command: &mut Command,
-        staging: &Staging,
-        content: &MountPoint,
-    ) -> Result<(), VolumeError> {
         staging
-            .mount_for(command, content.path())
+            .mount_for(&mut command, content.path())
             .map_err(VolumeError::Staging)?;
-        Ok(mkfs::run(command)?)
+        if kind.read_only {
+            mkfs::run_erofs(&mut command, &staging.path())?;
+        } else {
+            mkfs::run(&mut command)?;
+        }
+        Ok(file)
     }
 }
 

@@ -19,7 +19,10 @@ use crate::modules::{self, ModuleError};
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// mount(2) said no.
-    #[error("Cannot mount {mount_source} ({fstype}) at {target} with options {options:?}")]
+    #[error(
+        "Cannot mount {mount_source} ({fstype}) at {target} with options {options:?}{}",
+        remedy(*source)
+    )]
     Mount {
         /// Device, or what stands in its place.
         mount_source: String,
@@ -73,6 +76,18 @@ impl MountError {
             },
             other => other,
         }
+    }
+}
+
+/// What to do about an error of mount(2) whose text says little.
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        // A file system that was not unmounted, on a drive that cannot be written to.
+        Errno::EROFS => {
+            "; if its journal has to be replayed, mount it writable once, or read-only with norecovery"
+        }
+        Errno::EINVAL => "; it may hold another file system, a damaged one, or not know an option",
+        _ => "",
     }
 }
 
@@ -140,5 +155,28 @@ pub fn unmount(target: &Path) -> Result<(), MountError> {
             target: target.to_owned(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_says_little_comes_with_what_to_do() {
+        let text = |source| {
+            MountError::Mount {
+                mount_source: "/dev/vdb".to_owned(),
+                fstype: "ext4".to_owned(),
+                target: "/data".into(),
+                options: vec!["ro".to_owned()],
+                source,
+            }
+            .to_string()
+        };
+        let plain = text(Errno::ENOMEM);
+        assert!(plain.ends_with("with options [\"ro\"]"), "{plain}");
+        assert!(text(Errno::EROFS).contains("norecovery"));
+        assert!(text(Errno::EINVAL).contains("another file system"));
     }
 }

@@ -151,11 +151,12 @@ async fn a_failed_mount_is_undone() {
     let fake = Fake::new(dir.path(), 1);
     let drives = drives(dir.path(), 1, &fake);
     fake.fail(&["mount"]);
-    let error = drives
-        .attach(Kind::Writable, request("a"))
-        .await
-        .unwrap_err();
-    assert!(chain(&error).ends_with("cannot be mounted in the guest: bad luck"));
+    let wish = request("a");
+    let path = wish.file.path().display().to_string();
+    let error = drives.attach(Kind::Writable, wish).await.unwrap_err();
+    let error = chain(&error);
+    assert!(error.ends_with("cannot be mounted in the guest: bad luck"));
+    assert!(error.contains(&path), "{error}");
     assert_eq!(
         fake.files.lock().unwrap().values().next().unwrap(),
         "ctrstub0"
