@@ -154,17 +154,17 @@ impl Hierarchies {
             .or_else(|| self.mounts.first())
             .ok_or(CgroupError::NoHierarchy)?;
         let directory = inside(&mount.path, path);
-        let made = match directory.parent() {
-            Some(parent) => fs::create_dir_all(parent).and_then(|()| fs::create_dir(&directory)),
-            None => fs::create_dir(&directory),
+        let error = |path: &Path, source| CgroupError::Make {
+            path: path.to_owned(),
+            source,
         };
-        match made {
+        if let Some(parent) = directory.parent() {
+            fs::create_dir_all(parent).map_err(|source| error(parent, source))?;
+        }
+        match fs::create_dir(&directory) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(source) => Err(CgroupError::Make {
-                path: directory,
-                source,
-            }),
+            Err(source) => Err(error(&directory, source)),
         }
     }
 

@@ -69,6 +69,15 @@ fn host(directory: &Path, v2: bool) -> Hierarchies {
 }
 
 #[test]
+fn a_parent_that_is_a_file_is_no_claim_of_another_vm() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("tasks"), "").unwrap();
+    let error = Hierarchies::at(directory.path()).claim("/tasks/vm");
+    let error = error.unwrap_err().to_string();
+    assert!(error.ends_with("/tasks"), "{error}");
+}
+
+#[test]
 fn a_claim_is_made_once_and_where_processes_can_enter() {
     let directory = tempfile::tempdir().unwrap();
     for (v2, place) in [(false, "pids"), (true, "unified")] {

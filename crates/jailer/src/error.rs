@@ -19,8 +19,8 @@ pub enum JailError {
     /// The template is none.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// The network namespace is none.
-    #[error(transparent)]
+    /// The request's network namespace is none.
+    #[error("JailerConfig.NetNS cannot be used")]
     Netns(#[from] NetnsError),
     /// There is no cgroup for it.
     #[error(transparent)]

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags, open};
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
     /// It cannot be opened.
-    #[error("Cannot open the network namespace {} (NetNS)", path.display())]
+    #[error("Cannot open the network namespace {}", path.display())]
     Open {
         /// The path.
         path: PathBuf,
@@ -17,7 +17,7 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// It is something else.
-    #[error("{} is not a network namespace (NetNS)", path.display())]
+    #[error("{} is not a network namespace", path.display())]
     NotANamespace {
         /// The path.
         path: PathBuf,
@@ -56,7 +56,7 @@ mod tests {
             let error = check(Path::new(other)).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                format!("{other} is not a network namespace (NetNS)")
+                format!("{other} is not a network namespace")
             );
         }
         let missing = check(Path::new("/nonexistent")).unwrap_err();

@@ -76,8 +76,9 @@ impl Runc {
     /// See [`JailError`].
     pub async fn prepare(setup: Setup<'_>) -> Result<Self, JailError> {
         let template = Template::read(setup.template)?;
-        if let Some(path) = &setup.request.net_ns {
-            netns::check(path)?;
+        match &setup.request.net_ns {
+            Some(path) => netns::check(path)?,
+            None => template.check_network()?,
         }
         let vmm = program::find(setup.vmm);
         let needs = Needs::of(&vmm, &template)?;

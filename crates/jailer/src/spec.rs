@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::netns::{self, NetnsError};
 use crate::{User, settings_file};
 
 /// What the jail decides.
@@ -100,6 +101,18 @@ pub enum TemplateError {
         /// Its group.
         gid: u64,
     },
+    /// It names a network namespace that is none.
+    #[error(
+        "The jail's template {} has no usable `path` of the network in `linux.namespaces` (configuration key \
+         jailer.runc_config_path)",
+        path.display()
+    )]
+    Network {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: NetnsError,
+    },
 }
 
 /// A template that a jail can be made from.
@@ -189,6 +202,23 @@ impl Template {
         this.mounts(overrides)?;
         this.linux(overrides)?;
         Ok(Value::Object(this.document))
+    }
+
+    /// Checks the network namespace that the template names, if any.
+    pub(crate) fn check_network(&self) -> Result<(), TemplateError> {
+        let namespaces = self.document.get("linux").map(|it| &it["namespaces"]);
+        let namespaces = namespaces.and_then(Value::as_array).into_iter().flatten();
+        let paths = namespaces
+            .filter(|it| it["type"] == "network")
+            .filter_map(|it| it["path"].as_str())
+            .filter(|path| !path.is_empty());
+        for path in paths {
+            netns::check(Path::new(path)).map_err(|source| TemplateError::Network {
+                path: self.path.clone(),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// Whether the template itself mounts something at `path` or at a directory above.

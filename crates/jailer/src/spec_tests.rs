@@ -99,6 +99,26 @@ fn the_network_is_never_the_host_s() {
 }
 
 #[test]
+fn a_network_of_the_template_has_to_be_one() {
+    let with = |path: &str| {
+        let text =
+            r#"{"process": {}, "linux": {"namespaces": [{"type": "network", "path": PATH}]}}"#;
+        read(&text.replace("PATH", path)).unwrap().check_network()
+    };
+    for good in ["null", "\"\"", "\"/proc/self/ns/net\""] {
+        with(good).unwrap();
+    }
+    for bad in ["\"/nonexistent\"", "\"/proc/self/ns/uts\""] {
+        let error = with(bad).unwrap_err();
+        assert!(matches!(error, TemplateError::Network { .. }), "{error}");
+        assert!(
+            error.to_string().contains("jailer.runc_config_path"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn the_mounts_are_never_the_host_s() {
     let mounts = |text: &str| {
         let spec = read(text).unwrap().apply(&overrides()).unwrap();

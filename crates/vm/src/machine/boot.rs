@@ -234,11 +234,11 @@ impl Host<'_> {
 
     async fn start(&self, path: &Path, fifos: &Fifos, state: &mut State) -> Result<Vmm, BootError> {
         self.timeline.vm("vmm_spawned");
-        let waits_for = match self.jail.cgroup_path() {
-            None => WaitsFor::Vmm,
-            Some(_) => WaitsFor::OciRuntime,
+        let (what, waits_for) = match self.jail.cgroup_path() {
+            None => ("start the VMM", WaitsFor::Vmm),
+            Some(_) => ("have the OCI runtime start the VMM", WaitsFor::OciRuntime),
         };
-        let starting = self.progress.begin("start the VMM", waits_for);
+        let starting = self.progress.begin(what, waits_for);
         let start = Start {
             log_output: self.config.log_levels.vmm_output(),
             output: self.progress.console(),
