@@ -2,6 +2,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use fc_test_host::names;
+
 use super::*;
 
 fn any(_: &File) -> io::Result<bool> {
@@ -14,15 +16,6 @@ fn make(cache: &Cache, name: &str, content: &str) -> File {
             fs::write(path, content).map_err(|error| CacheError::Io("write", path.into(), error))
         })
         .unwrap()
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 #[test]

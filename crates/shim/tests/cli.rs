@@ -1,6 +1,6 @@
 //! The executable as containerd calls it, without any VM.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -20,6 +20,7 @@ use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_proto::task::api::DeleteResponse;
 use fc_proto::ttrpc::asynchronous::{Server, TtrpcContext};
 use fc_proto::ttrpc::{Code, Error as RpcError, get_status};
+use fc_test_host::names;
 use fc_vm::address;
 use fc_vm::dir::VmDir;
 use fc_vm::lock::StartLock;
@@ -109,15 +110,6 @@ fn fails(output: &Output, word: &str) {
     assert!(output.stdout.is_empty());
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     assert!(stderr.contains(word), "{stderr}");
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! What tests need of the host they run on: root, programs, mounts of their own.
+//! What tests need of the host they run on: root, programs, mounts of their own, and what is in it.
 //!
 //! A test asks first and returns when the host lacks something; each question prints `SKIPPED: ` and what it is.
 
 use std::env;
+use std::fs;
 use std::panic;
 use std::path::Path;
 use std::process::Command;
@@ -85,10 +86,22 @@ pub fn sh_bytes(script: &str, dir: &Path) -> Vec<u8> {
     end.stdout
 }
 
+/// The names in a directory, sorted.
+///
+/// # Panics
+/// When it cannot be read, or a name is not UTF-8.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").file_name().into_string())
+        .collect::<Result<_, _>>()
+        .expect("names that are UTF-8");
+    names.sort();
+    names
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -100,10 +113,10 @@ mod tests {
         fs::write(dir.path().join("file"), "").unwrap();
         let inside = in_namespace(|| {
             sh("mount -n -t tmpfs none \"$PWD\"", dir.path());
-            fs::read_dir(dir.path()).unwrap().count()
+            names(dir.path())
         });
-        assert_eq!(inside, 0);
-        assert!(dir.path().join("file").exists());
+        assert_eq!(inside, [""; 0]);
+        assert_eq!(names(dir.path()), ["file"]);
     }
 
     #[test]
@@ -122,6 +135,6 @@ mod tests {
         let failed = panic::catch_unwind(|| sh("echo why >&2; false; touch more", dir.path()));
         let said = failed.unwrap_err().downcast::<String>().unwrap();
         assert!(said.ends_with(": why\n"), "{said}");
-        assert!(!dir.path().join("more").exists());
+        assert_eq!(names(dir.path()), [""; 0]);
     }
 }

@@ -1,6 +1,6 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 
-use fc_test_host::{has_root, sh, sh_bytes};
+use fc_test_host::{has_root, names, sh, sh_bytes};
 
 use super::tar::tests::{END, header, padded, record};
 use super::*;
@@ -20,15 +20,6 @@ fn snapshot() -> Option<(tempfile::TempDir, PathBuf)> {
     fs::create_dir(dir.path().join("work")).unwrap();
     fs::write(upper.join("before"), "x").unwrap();
     Some((dir, upper))
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 #[test]

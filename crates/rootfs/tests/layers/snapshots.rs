@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fc_rootfs::{ContainerFiles, Mount, Rootfs, Settings};
-use fc_test_host::{in_namespace, sh};
+use fc_test_host::{in_namespace, names, sh};
 use rustix::mount::{MountFlags, mount};
 
 /// mount(2) with options as text.
@@ -120,12 +120,7 @@ impl Host {
 
     /// Names in the cache's directory.
     pub fn cached(&self) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(self.path("cache"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
+        names(&self.path("cache"))
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use fc_test_host::{in_namespace, sh};
+use fc_test_host::{in_namespace, names, sh};
 use fc_volume::{CopySettings, Prepared, Request, VolumeError, VolumeFiles, Volumes};
 use serde_json::{Value, json};
 
@@ -57,12 +57,7 @@ impl Host {
 
     /// Names of the container's files.
     pub fn files(&self) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(self.path("vm"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
+        names(&self.path("vm"))
     }
 
     /// Runs a script with the `number`-th drive mounted as its working directory.
