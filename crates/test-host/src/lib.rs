@@ -1,4 +1,5 @@
-//! What tests need of the host they run on: root, programs, mounts of their own, and what is in it.
+//! What tests need of the host they run on (root, programs, mounts of their own), and what they do there: run a
+//! script, list a directory.
 //!
 //! A test asks first and returns when the host lacks something; each question prints `SKIPPED: ` and what it is.
 
