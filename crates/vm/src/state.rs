@@ -84,8 +84,9 @@ pub enum UndoError {
 }
 
 impl UndoError {
-    /// Whether another try cannot do better: what was to be done is unknown.
-    fn is_final(&self) -> bool {
+    /// Whether another try cannot do better: what was to be done is unknown. It keeps no directory.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
         matches!(
             self,
             Self::State(_) | Self::Jail(fc_jailer::UndoError::Record(_))

@@ -159,7 +159,7 @@ impl Shim {
         match self.phase() {
             Phase::Running(running) => Ok(running),
             Phase::Failed(error) => {
-                self.failure_told.notify_one();
+                self.tell_failure();
                 Err(CallError::Start(error))
             }
             Phase::Waiting | Phase::Booting => Err(CallError::NotCreated),
@@ -200,6 +200,11 @@ impl Shim {
             // It is ending, or about to.
             Err(self.running().err().unwrap_or(CallError::Stopping))
         }
+    }
+
+    /// Somebody was told why the VM did not start, or nobody will ask.
+    pub fn tell_failure(&self) {
+        self.failure_told.notify_one();
     }
 
     /// Waits until somebody was told why the VM did not start.

@@ -58,6 +58,11 @@ pub async fn stop(shim: &Shim, bound: Duration) -> Result<(), CallError> {
         Phase::Failed(_) | Phase::Gone(_) => Ok(()),
     };
     shim.gone().await;
+    if let Phase::Failed(_) = shim.phase() {
+        // The reason is known before the directory is gone, and kept for somebody who asks. Nobody will.
+        shim.tell_failure();
+        shim.ended().await;
+    }
     result.map_err(|source| CallError::Forced {
         vm_id: shim.dir.vm_id().to_owned(),
         source,
@@ -128,17 +133,18 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
 pub async fn after_failure(shim: &Arc<Shim>, error: StartError, origin: Origin) {
     tracing::error!("The VM did not start: {}", chain(&error));
     let known = origin == Origin::Call || matches!(error, StartError::Stopped);
-    if known {
-        // First, so that the same id can be used again once the caller is told.
-        clean(shim).await;
-    }
+    // First, so that the same id can be used again once the caller is told.
+    let cleaned = known && clean(shim).await;
     shim.set_phase(Phase::Failed(Arc::new(error)));
     if !known {
         let _ = tokio::time::timeout(FAILURE_BOUND, shim.failure_told()).await;
     }
     shim.tasks.close();
     let _ = tokio::time::timeout(DELETE_BOUND, shim.tasks.empty()).await;
-    clean(shim).await;
+    // Once only: a directory that is there now is another shim's.
+    if !cleaned {
+        clean(shim).await;
+    }
     shim.end();
 }
 
@@ -170,17 +176,21 @@ fn publish_end(shim: &Shim, process: &Process, pid: u32) {
         .publish("/tasks/exit", "containerd.events.TaskExit", &event);
 }
 
-/// Removes the VM's sockets and directory. The lock goes last, with the directory.
-async fn clean(shim: &Shim) {
+/// Removes the VM's sockets and directory. The lock goes last, with the directory. Whether the directory is gone.
+async fn clean(shim: &Shim) -> bool {
     let dir = shim.dir.clone();
     // A VMM or a jail that does not end at once is waited for, and the shim has one thread to answer with.
     match tokio::task::spawn_blocking(move || state::undo(&dir)).await {
         Ok(errors) => {
-            for error in errors {
-                tracing::error!("{}", chain(&error));
+            for error in &errors {
+                tracing::error!("{}", chain(error));
             }
+            errors.iter().all(state::UndoError::is_final)
         }
-        Err(error) => tracing::error!("Removing what the VM left failed: {error}"),
+        Err(error) => {
+            tracing::error!("Removing what the VM left failed: {error}");
+            false
+        }
     }
 }
 
@@ -252,13 +262,53 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &record, fifo, mode, 0).unwrap();
         let (answered, is_answered) = mpsc::channel();
         let writer = std::thread::spawn(move || {
-            let answered = is_answered.recv_timeout(Duration::from_secs(5)).is_ok();
+            let answered = is_answered.recv_timeout(Duration::from_secs(60)).is_ok();
             std::fs::write(record, "").unwrap();
             answered
         });
-        let ((), answer) = tokio::join!(clean(&shim), async { answered.send(()) });
+        let (cleaned, answer) = tokio::join!(clean(&shim), async { answered.send(()) });
         answer.unwrap();
         assert!(writer.join().unwrap(), "cleaning up kept the thread");
-        assert!(!shim.dir.path().exists());
+        assert!(cleaned && !shim.dir.path().exists());
+    }
+
+    fn failure() -> StartError {
+        StartError::Memory {
+            asked: 1,
+            least: 2,
+            image: "/image".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_vm_is_stopped_when_nothing_of_it_is_left() {
+        let base = tempfile::tempdir().unwrap();
+        let shim = Shim::for_test_in(base.path());
+        assert!(shim.claim_creation());
+        std::fs::create_dir_all(shim.dir.path()).unwrap();
+        let failed = after_failure(&shim, failure(), Origin::Launcher);
+        let stopped = async {
+            stop(&shim, DEFAULT_BOUND).await.unwrap();
+            assert!(!shim.dir.path().exists());
+        };
+        tokio::join!(failed, stopped);
+    }
+
+    #[tokio::test]
+    async fn what_the_next_vm_of_the_id_has_is_left_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let shim = Shim::for_test_in(base.path());
+        let mut tasks = shim.tasks.reserve("a").map(Some).unwrap();
+        std::fs::create_dir_all(shim.dir.path()).unwrap();
+        let failed = after_failure(&shim, failure(), Origin::Call);
+        let next = async {
+            shim.gone().await;
+            assert!(!shim.dir.path().exists(), "who is told can use the id");
+            std::fs::create_dir(shim.dir.path()).unwrap();
+            // What the shim still waits for.
+            tasks.take();
+        };
+        tokio::join!(failed, next);
+        assert!(shim.dir.path().exists());
     }
 }
