@@ -86,11 +86,11 @@ pub async fn reclaim(shim: &Shim, id: &str) -> Result<(), CallError> {
         if let Some(user) = slot.used_by.filter(|user| user.owner == id) {
             return Err(CallError::Drive {
                 task: id.to_owned(),
-                source: DriveError::InUse {
+                source: Box::new(DriveError::InUse {
                     drive_id: slot.drive_id,
                     owner: user.owner,
                     destination: user.destination,
-                },
+                }),
             });
         }
     }
@@ -126,7 +126,7 @@ impl Container<'_> {
         let attached = self.drives.attach(kind, request).await;
         attached.map(drop).map_err(|source| CallError::Drive {
             task: self.id.to_owned(),
-            source,
+            source: Box::new(source),
         })
     }
 

@@ -109,7 +109,7 @@ pub enum CallError {
         /// The task.
         task: String,
         /// Why.
-        source: DriveError,
+        source: Box<DriveError>,
     },
     /// What a container wrote.
     #[error("Cannot bring back what {task:?} wrote to its snapshot, which is as it was")]

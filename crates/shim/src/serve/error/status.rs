@@ -171,11 +171,11 @@ mod tests {
         );
         let drive = CallError::Drive {
             task: "a".to_owned(),
-            source: DriveError::Detach {
+            source: Box::new(DriveError::Detach {
                 drive_id: "ctrstub0".to_owned(),
                 step: Step::Unmount,
                 source: said.clone().into(),
-            },
+            }),
         };
         let (_, text) = status(drive);
         assert!(text.contains("no\n\tindeed \u{e9}"), "{text:?}");
