@@ -93,7 +93,11 @@ impl Disk {
         fs::create_dir(&place).map_err(failed)?;
         let mut command = mkfs::ext4(&program, FEATURES, path, content.path());
         mkfs::bind_for(&mut command, upper, &place).map_err(failed)?;
-        mkfs::run(&mut command)?;
+        mkfs::run(&mut command).map_err(|source| DiskError::Fill {
+            upper: upper.into(),
+            mib: size / MIB,
+            source,
+        })?;
         Ok(Disk { file })
     }
 }
@@ -205,6 +209,20 @@ pub enum DiskError {
     /// It could not be formatted.
     #[error(transparent)]
     Format(#[from] MkfsError),
+    /// What the snapshot holds already could not be put on it.
+    #[error(
+        "What the snapshot holds in {upper:?} cannot be copied to a disk of {mib} MiB; if it needs more room, say so \
+         with the annotation {annotation} or writable_disk_size_mib",
+        annotation = crate::DISK_SIZE_ANNOTATION
+    )]
+    Fill {
+        /// The snapshot's upper directory.
+        upper: PathBuf,
+        /// The disk's size.
+        mib: u64,
+        /// What the program said.
+        source: MkfsError,
+    },
     /// Its file cannot be made.
     #[error(transparent)]
     File(#[from] HostFileError),

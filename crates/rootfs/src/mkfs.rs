@@ -103,8 +103,11 @@ pub fn bind_for(command: &mut Command, from: &Path, to: &Path) -> io::Result<()>
 /// As [`run`]'s; and when a file's name is longer than the program can store.
 pub fn run_erofs(command: &mut Command, content: &Path) -> Result<(), MkfsError> {
     let unreadable = |error| MkfsError::Content(content.into(), error);
-    let refused = |long: LongName| MkfsError::LongName(long.path);
     let long = long_name(content).map_err(unreadable)?;
+    let refused = |long: LongName| {
+        let below = long.path.strip_prefix(content).unwrap_or(&long.path);
+        MkfsError::LongName(below.to_owned())
+    };
     if let Some(long) = long.as_ref().filter(|long| long.doubled) {
         // Such a program finds the other file twice, and says nothing.
         return Err(refused(long.clone()));
@@ -204,7 +207,7 @@ pub enum MkfsError {
     /// What is to be stored cannot be looked at.
     #[error("The content of {0:?} cannot be listed")]
     Content(PathBuf, #[source] io::Error),
-    /// A file whose name mkfs.erofs does not store.
+    /// A file whose name mkfs.erofs does not store; its path below the directory to be stored.
     #[error(
         "The name of {0:?} has more than {EROFS_NAME} bytes, which the installed mkfs.erofs does not store: \
          make it shorter, or install newer erofs-utils"
@@ -255,7 +258,8 @@ mod tests {
         assert_eq!(error("true"), None);
         let failed = error("false").unwrap();
         assert!(failed.contains("newer erofs-utils"), "{failed}");
-        assert!(failed.contains(long.to_str().unwrap()), "{failed}");
+        let below = long.strip_prefix(dir.path()).unwrap();
+        assert!(failed.contains(&format!("{below:?}")), "{failed}");
 
         fs::write(deep.join("x".repeat(EROFS_NAME)), "").unwrap();
         assert_eq!(error("true"), Some(failed));

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use fc_host_file::HostFile;
-use fc_rootfs::mkfs;
+use fc_rootfs::mkfs::{self, MkfsError};
 use fc_rootfs::{DISK_FSTYPE, IMAGE_FSTYPE};
 
 use crate::budget::Budget;
@@ -107,7 +107,7 @@ impl VolumeSource for Copies {
             }
             let staging = Staging::new(budget.limit() + SLACK).map_err(VolumeError::Staging)?;
             let used = budget.used();
-            for (name, volume) in chosen.into_iter().enumerate() {
+            for (name, volume) in chosen.iter().enumerate() {
                 let recursive = volume.kind == VolumeKind::Bind { recursive: true };
                 let tree = Tree::open(&volume.destination, &volume.source, recursive)?;
                 tree.copy(&staging.path().join(name.to_string()), &mut budget)?;
@@ -119,7 +119,8 @@ impl VolumeSource for Copies {
             }
             let size =
                 (2 * (budget.used() - used) + EXT4_OVERHEAD).max(request.files.writable_size);
-            let file = self.make_image(&kind, &staging, size)?;
+            let file = self.make_image(&kind, &staging, size);
+            let file = file.map_err(|error| on_the_host(error, &chosen))?;
             provided.drives.push(Drive {
                 file,
                 destination: kind.destination,
@@ -181,6 +182,23 @@ impl Copies {
         }
         Ok(file)
     }
+}
+
+/// The error, with the path on the host instead of one among the copies of `volumes`.
+fn on_the_host(error: VolumeError, volumes: &[&Volume]) -> VolumeError {
+    let VolumeError::Mkfs(MkfsError::LongName(copy)) = error else {
+        return error;
+    };
+    let mut parts = copy.components();
+    let number = parts.next().and_then(|name| name.as_os_str().to_str());
+    let number = number.and_then(|name| name.parse::<usize>().ok());
+    let path = match number.and_then(|number| volumes.get(number)) {
+        // Joined with nothing, a file would end in a slash.
+        Some(volume) if parts.as_path().as_os_str().is_empty() => volume.source.clone(),
+        Some(volume) => volume.source.join(parts.as_path()),
+        None => copy,
+    };
+    VolumeError::Mkfs(MkfsError::LongName(path))
 }
 
 /// The options of the bind mount in the guest: those of the host's, which say `bind` or `rbind`.

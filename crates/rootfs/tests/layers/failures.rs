@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use fc_rootfs::{Mount, Rootfs, Settings};
+use fc_rootfs::{ContainerFiles, Mount, Rootfs, Settings};
 use fc_test_host::can_mount_images;
 
 use crate::snapshots::Host;
@@ -36,6 +36,27 @@ async fn errors_quote_mkfs() {
         "{cause}"
     );
     assert_eq!(host.cached(), ["merge"]);
+    assert_eq!(fs::read_dir(host.path("vm")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_does_not_fit_its_disk_is_told() {
+    if !can_mount_images() {
+        return;
+    }
+    let host = Host::new();
+    let layers = host.layer("1", &[], "touch file");
+    let mount = host.active("2", &layers);
+    fs::write(host.path("2/fs/large"), vec![1; 12 << 20]).unwrap();
+    let files = ContainerFiles {
+        disk_size: 8 << 20,
+        ..host.files("c")
+    };
+    let error = host.rootfs().prepare(&[mount], &files).await.unwrap_err();
+    let text = fc_errors::chain(&error);
+    for part in ["2/fs", "disk of 8 MiB", fc_rootfs::DISK_SIZE_ANNOTATION] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
     assert_eq!(fs::read_dir(host.path("vm")).unwrap().count(), 0);
 }
 

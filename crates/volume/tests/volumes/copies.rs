@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fc_errors::chain;
 use fc_test_host::{can_mount_images, in_namespace, sh};
+use fc_volume::{CopySettings, Volumes};
 use serde_json::json;
 
 use crate::host::{Host, MIB, guest_mounts, spec, volumes};
@@ -165,6 +166,30 @@ async fn too_much_is_refused_with_its_size() {
         text.contains("mount at /b ") && text.contains("500 KiB") && text.contains("424 KiB"),
         "{text}"
     );
+    assert_eq!(host.files(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_name_that_mkfs_erofs_does_not_store_is_told_as_the_host_has_it() {
+    if !can_mount_images() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("mkdir short; touch short/file; mkdir -p long/dir");
+    let long = host.path("long/dir").join("x".repeat(255));
+    fs::write(&long, "").unwrap();
+    let mounts = json!([
+        bind(&host.path("short"), "/a", &["ro"]),
+        bind(&host.path("long"), "/b", &["ro"]),
+    ]);
+    // Stands for a mkfs.erofs that does not store it.
+    let volumes = Volumes::new(CopySettings {
+        mkfs_erofs: "false".into(),
+        ..CopySettings::new(MIB)
+    });
+    let prepared = volumes.prepare(&spec(&mounts, None), &host.request()).await;
+    let text = chain(&prepared.unwrap_err());
+    assert!(text.contains(&format!("{long:?}")), "{text}");
     assert_eq!(host.files(), [""; 0]);
 }
 
