@@ -105,7 +105,8 @@ impl VolumeSource for Copies {
             if chosen.is_empty() {
                 continue;
             }
-            let staging = Staging::new(budget.limit() + SLACK).map_err(VolumeError::Staging)?;
+            let staging =
+                Staging::new(budget.limit().saturating_add(SLACK)).map_err(VolumeError::Staging)?;
             let used = budget.used();
             for (name, volume) in chosen.iter().enumerate() {
                 let recursive = volume.kind == VolumeKind::Bind { recursive: true };

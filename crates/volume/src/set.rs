@@ -17,7 +17,7 @@
 
 mod error;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
@@ -228,9 +228,9 @@ impl Set {
             .suffix(".ext4")
             .tempfile_in(&self.dir)
             .map_err(failed)?;
-        image
-            .as_file()
-            .set_len(size.next_multiple_of(MIB))
+        let size = size.checked_next_multiple_of(MIB);
+        size.ok_or(io::ErrorKind::FileTooLarge.into())
+            .and_then(|size| image.as_file().set_len(size))
             .map_err(failed)?;
         let content = tempfile::tempdir_in(&self.dir).map_err(failed)?;
         let mut command = mkfs::ext4(&program, "^resize_inode", image.path(), content.path());
@@ -239,15 +239,9 @@ impl Set {
             make_dir(&place).map_err(failed)?;
             if let Some(from) = &volume.content {
                 // Before mkfs fails with less to say.
-                let opened = File::open(from).and_then(|dir| dir.metadata());
-                let is_dir = opened
-                    .map_err(|error| SetError::Content(from.clone(), error))?
-                    .is_dir();
-                if !is_dir {
-                    return Err(SetError::Content(
-                        from.clone(),
-                        io::ErrorKind::NotADirectory.into(),
-                    ));
+                let wrong = |error| SetError::Content(from.clone(), error);
+                if !fs::metadata(from).map_err(wrong)?.is_dir() {
+                    return Err(wrong(io::ErrorKind::NotADirectory.into()));
                 }
                 mkfs::bind_for(&mut command, from, &place).map_err(failed)?;
             }

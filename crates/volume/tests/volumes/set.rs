@@ -93,7 +93,9 @@ fn what_does_not_fit_or_exist_is_told() {
     }
     let host = Host::new();
     let mut set = set(&host);
-    host.sh("head -c 9000000 /dev/urandom > content/large");
+    host.sh("head -c 9000000 /dev/urandom > content/large; mkfifo fifo");
+    let text = chain(&set.prepare_drive_mount(u64::MAX).unwrap_err());
+    assert!(text.contains("large"), "{text}");
     let text = chain(&set.prepare_drive_mount(8 * MIB).unwrap_err());
     assert!(
         text.contains("too small") && text.contains("mkfs.ext4"),
@@ -102,6 +104,8 @@ fn what_does_not_fit_or_exist_is_told() {
     for (name, content) in [
         ("missing", host.path("nowhere")),
         ("file", host.path("content/large")),
+        // Opening it would wait for somebody to write.
+        ("fifo", host.path("fifo")),
     ] {
         let mut set = Set::in_directory(host.path("vm"));
         set.add(HostVolume::from_host(name, &content).unwrap())
