@@ -1,6 +1,7 @@
 //! The file to show for a drive, whose content may still be on its way.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,7 +21,8 @@ pub struct DriveFile {
 /// The thread that makes a copy. It has the original open, and keeps its lock, until it ends.
 #[derive(Debug)]
 struct Copying {
-    thread: JoinHandle<Result<(), JailError>>,
+    original: PathBuf,
+    thread: JoinHandle<io::Result<()>>,
     given_up: Arc<AtomicBool>,
 }
 
@@ -40,16 +42,19 @@ impl DriveFile {
         }
     }
 
-    /// `file` has its length, mode and owner; `fill` blocks until it has its content, or what it gets has become true.
+    /// `file` has its length, mode and owner; `fill` blocks until it has the content of `original`, or what it gets has
+    /// become true.
     pub(crate) fn copied(
+        original: &Path,
         file: HostFile,
-        fill: impl FnOnce(&AtomicBool) -> Result<(), JailError> + Send + 'static,
+        fill: impl FnOnce(&AtomicBool) -> io::Result<()> + Send + 'static,
     ) -> Self {
         let given_up = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&given_up);
         Self {
             file,
             copying: Some(Copying {
+                original: original.to_owned(),
                 thread: tokio::task::spawn_blocking(move || fill(&seen)),
                 given_up,
             }),
@@ -70,11 +75,11 @@ impl DriveFile {
     pub async fn complete(self) -> Result<HostFile, JailError> {
         let Self { file, copying } = self;
         if let Some(mut copying) = copying {
-            (&mut copying.thread).await.unwrap_or_else(|stopped| {
-                Err(JailError::Copy {
-                    path: file.path().to_owned(),
-                    source: io::Error::other(stopped),
-                })
+            let copied = (&mut copying.thread).await.map_err(io::Error::other);
+            copied.flatten().map_err(|source| JailError::Copy {
+                path: copying.original.clone(),
+                to: file.path().to_owned(),
+                source,
             })?;
         }
         Ok(file)
@@ -90,7 +95,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = || HostFile::create(&dir.path().join("copy")).unwrap();
         let (go, wait) = std::sync::mpsc::channel::<()>();
-        let filled = DriveFile::copied(file(), move |_| {
+        let original = Path::new("/image");
+        let filled = DriveFile::copied(original, file(), move |_| {
             wait.recv().unwrap();
             Ok(())
         });
@@ -101,14 +107,13 @@ mod tests {
         go.send(()).unwrap();
         complete.await.unwrap().unwrap();
 
-        let failed = DriveFile::copied(file(), |_| {
-            Err(JailError::Copy {
-                path: "/image".into(),
-                source: io::ErrorKind::StorageFull.into(),
-            })
-        });
-        let error = failed.complete().await.unwrap_err();
-        assert_eq!(error.to_string(), "Cannot copy /image into the jail");
+        let full = |_: &AtomicBool| Err(io::ErrorKind::StorageFull.into());
+        let failed = DriveFile::copied(original, file(), full);
+        let error = failed.complete().await.unwrap_err().to_string();
+        assert!(error.starts_with("Cannot copy /image to /"), "{error}");
+        let stopped = DriveFile::copied(original, file(), |_| panic!("as a broken program does"));
+        let error = stopped.complete().await.unwrap_err().to_string();
+        assert!(error.starts_with("Cannot copy /image to /"), "{error}");
     }
 
     #[tokio::test]
@@ -118,7 +123,7 @@ mod tests {
         let endless = |name: &str| {
             let ended = ended.clone();
             let file = HostFile::create(&dir.path().join(name)).unwrap();
-            DriveFile::copied(file, move |given_up| {
+            DriveFile::copied(Path::new("/image"), file, move |given_up| {
                 while !given_up.load(Ordering::Relaxed) {
                     std::thread::yield_now();
                 }

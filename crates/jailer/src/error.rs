@@ -38,10 +38,12 @@ pub enum JailError {
     #[error(transparent)]
     Expose(#[from] ExposeError),
     /// A file cannot be copied.
-    #[error("Cannot copy {} into the jail", path.display())]
+    #[error("Cannot copy {} to {} (DriveExposePolicy COPY)", path.display(), to.display())]
     Copy {
         /// The file.
         path: PathBuf,
+        /// The copy, which is removed.
+        to: PathBuf,
         /// Why.
         source: io::Error,
     },

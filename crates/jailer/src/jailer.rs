@@ -30,7 +30,7 @@ pub enum Role {
 pub struct Start {
     /// Whether every line of the process' output is logged. Default false.
     pub log_output: bool,
-    /// How long the process may take until its API answers. Default 5 s.
+    /// How long the process may take until its API answers. Default 30 s.
     pub ready_bound: Duration,
     /// Where the last lines of its output go. Default a tail of its own.
     pub output: Tail,
@@ -42,7 +42,7 @@ impl Default for Start {
     fn default() -> Self {
         Self {
             log_output: false,
-            ready_bound: Duration::from_secs(5),
+            ready_bound: Duration::from_secs(30),
             output: Tail::default(),
             log: None,
         }

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use crate::spec::{Device, Template};
 use crate::{program, settings_file};
 
-/// The file's content. Everything is optional.
+/// The file's content. Everything is optional; what is misspelt is refused, not left out.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Needs {
     /// Files that it reads and executes, by absolute path; the same in the jail.
     pub(crate) read_only_paths: Vec<PathBuf>,
@@ -205,6 +205,7 @@ mod tests {
         assert_eq!(of(&program).unwrap().devices(), []);
         for text in [
             "[1]",
+            r#"{"read_only_path": ["/etc/passwd"]}"#,
             r#"{"read_only_paths": ["etc/passwd"]}"#,
             r#"{"read_only_paths": ["/etc/../etc/passwd"]}"#,
             r#"{"read_only_paths": ["/nonexistent"]}"#,

@@ -36,8 +36,9 @@ use crate::{cache_topology, netns, program};
 const PROGRAM: &str = "firecracker";
 /// File name of the API socket (the original's).
 const API_SOCKET: &str = "api.socket";
-/// How long the OCI runtime may take to start a container.
-const RUN_BOUND: Duration = Duration::from_secs(30);
+/// How long the OCI runtime may take to start a container: to find one that hangs, on a busy host too. Whoever starts
+/// the VM has a bound of its own.
+const RUN_BOUND: Duration = Duration::from_secs(120);
 
 /// A jail made by an OCI runtime.
 pub struct Runc {
@@ -141,14 +142,15 @@ impl Runc {
     fn copy(&self, from: HostFile, read_only: bool) -> Result<DriveFile, JailError> {
         let number = self.copies.fetch_add(1, Ordering::Relaxed);
         let to = self.dir.join(layout::COPIES).join(number.to_string());
-        let path = from.path().to_owned();
-        let error = move |source| JailError::Copy {
-            path: path.clone(),
+        let made = self.make_copy(&from, &to, read_only);
+        let (copied, target) = made.map_err(|source| JailError::Copy {
+            path: from.path().to_owned(),
+            to,
             source,
-        };
-        let (to, target) = self.make_copy(&from, &to, read_only).map_err(&error)?;
-        Ok(DriveFile::copied(to, move |given_up| {
-            copy(from.file(), &target, given_up).map_err(error)
+        })?;
+        let path = from.path().to_owned();
+        Ok(DriveFile::copied(&path, copied, move |given_up| {
+            copy(from.file(), &target, given_up)
         }))
     }
 

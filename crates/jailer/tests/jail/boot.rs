@@ -74,7 +74,6 @@ fn a_vm(runtime: &Runtime) {
             let prepared = start.elapsed();
             let options = Start {
                 log: Some(drain.shared_tail()),
-                ready_bound: Duration::from_secs(30),
                 ..Start::default()
             };
             let (files, announcements) = show(&jail, &log).await;
@@ -83,7 +82,7 @@ fn a_vm(runtime: &Runtime) {
             let started = start.elapsed();
             boot(&vmm, &files).await;
             jail.seal("firecracker.vsock").unwrap();
-            let bound = Duration::from_secs(60);
+            let bound = Duration::from_secs(300);
             let announced = tokio::time::timeout(bound, announcements.accept()).await;
             announced.expect("the agent announces itself").unwrap();
             println!(

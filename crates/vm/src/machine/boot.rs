@@ -10,7 +10,7 @@ use fc_config::Config;
 use fc_drives::{Attach, BootOnly, DriveMountSlot, Drives, Layout, StubDrives};
 use fc_errors::chain;
 use fc_host_file::HostFile;
-use fc_jailer::{Jailer, Role, Runc, Setup, Start, Unjailed};
+use fc_jailer::{DriveFile, Jailer, Role, Runc, Setup, Start, Unjailed};
 use fc_proto::guest::ANNOUNCE_PORT;
 use tokio::time::Instant;
 
@@ -36,6 +36,8 @@ const POLL_AFTER: Duration = Duration::from_secs(1);
 const EMULATOR: &str = "firecracker-tcg";
 /// How long the VMM may take to end after its guest's agent said that it cannot serve.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long a copy may take to fail after something else did for want of room.
+const COPY_FAILURE: Duration = Duration::from_millis(500);
 
 /// Boots the VM of `spec` in its directory, which exists and is locked by the caller, and attaches its
 /// drive mounts. `state` is the record there, to which the VMM is added. `progress` can be watched meanwhile.
@@ -171,7 +173,10 @@ impl Host<'_> {
         let shown = self.show(&spec, root.file(), &fifos).await?;
         drop(showing);
         let emulates = emulates(vmm);
-        let vmm = self.start(vmm, &fifos, state).await?;
+        let vmm = match self.start(vmm, &fifos, state).await {
+            Ok(vmm) => vmm,
+            Err(error) => return Err(not_started(error, root).await),
+        };
         let start = async {
             let copying = self.progress.begin("copy the root drive", WaitsFor::Nobody);
             let root = root.complete().await?;
@@ -369,6 +374,14 @@ enum Failure {
 impl<E: Into<BootError>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Boot(error.into())
+    }
+}
+
+/// Why the VMM did not start: a copy that fills the disk lets the OCI runtime, which says less of it, fail too.
+async fn not_started(error: BootError, root: DriveFile) -> BootError {
+    match tokio::time::timeout(COPY_FAILURE, root.complete()).await {
+        Ok(Err(copying)) => copying.into(),
+        _ => error,
     }
 }
 

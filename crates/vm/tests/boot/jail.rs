@@ -112,6 +112,39 @@ async fn a_jail_that_cannot_be_made_leaves_nothing() {
     dir.undo();
 }
 
+/// Whatever else fails when a copy of the root drive has filled the disk.
+#[tokio::test]
+async fn a_disk_that_is_full_of_copies_is_the_reason() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    let Some(mut host) = Host::find() else { return };
+    host.with_jailer("runc");
+    let image = host.base.path().join("root.img");
+    std::fs::write(&image, vec![1; 8 << 20]).unwrap();
+    host.config.root_drive = image.clone();
+    let vms = host.base.path().join("vms");
+    std::fs::create_dir(&vms).unwrap();
+    mount("none", &vms, "tmpfs", MountFlags::empty(), Some(c"size=4m")).unwrap();
+    for _ in 0..5 {
+        let request = CreateVMRequest {
+            VMID: vm_id("full"),
+            JailerConfig: jail(DriveExposePolicy::COPY),
+            ..request()
+        };
+        let dir = host.dir(&request.VMID);
+        let machine = host.boot(&dir, &request, &Progress::default()).await;
+        let text = fc_errors::chain(&machine.err().unwrap());
+        for words in [
+            image.to_str().unwrap(),
+            vms.to_str().unwrap(),
+            "No space left",
+        ] {
+            assert!(text.contains(words), "{text}");
+        }
+        dir.undo();
+    }
+    unmount(&vms, UnmountFlags::empty()).unwrap();
+}
+
 #[tokio::test]
 async fn what_a_killed_shim_leaves_is_undone() {
     let Some(mut host) = Host::find() else { return };

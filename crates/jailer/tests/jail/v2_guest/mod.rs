@@ -97,8 +97,7 @@ async fn run() -> Result<String, String> {
 }
 
 async fn boot(dir: &Path, files: &image::Files, output: &Path) -> Result<VmmEnd, String> {
-    let mut command = VmmCommand::new(boot::program(), "cgroup-v2", dir);
-    command.ready_bound = Duration::from_secs(30);
+    let command = VmmCommand::new(boot::program(), "cgroup-v2", dir);
     let vmm = fc_client::Vmm::launch(command).await;
     let vmm = vmm.map_err(|error| error.to_string())?;
     let text = |path: &Path| path.display().to_string();
