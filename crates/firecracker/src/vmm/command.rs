@@ -14,7 +14,7 @@ use super::format;
 use crate::{FifoTail, Tail};
 
 /// How long a VMM may take until its API answers if nothing else is said. Firecracker takes some 10 ms.
-const READY_BOUND: Duration = Duration::from_secs(5);
+const READY_BOUND: Duration = Duration::from_secs(30);
 
 /// How to start a VMM: `<binary> --api-sock <api_socket> --id <id> <args>` in `dir`.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub struct VmmCommand {
     /// Whether every line of the process' output goes to `tracing`, at debug level with the field `vmm_stream`.
     /// Default false.
     pub log_output: bool,
-    /// How long the process may take until its API answers. Default 5 s.
+    /// How long the process may take until its API answers. Default 30 s.
     pub ready_bound: Duration,
     /// Where the process' output is kept; to share it, give a clone. Default one of its own.
     pub output: Tail,
@@ -113,7 +113,7 @@ pub struct StartedVmm {
     pub stderr: Option<OwnedFd>,
     /// As [`VmmCommand::log_output`].
     pub log_output: bool,
-    /// How long it may take from now until the API answers. Default 5 s.
+    /// How long it may take from now until the API answers. Default 30 s.
     pub ready_bound: Duration,
     /// As [`VmmCommand::output`].
     pub output: Tail,
