@@ -1,13 +1,21 @@
 //! The time at which a lease expires, as containerd's labels have it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DAY: u64 = 24 * 60 * 60;
+/// The last second, counted from 1970, that RFC 3339 can tell: its years have four digits.
+const LAST: u64 = 253_402_300_799;
 
-/// `time`, which is after 1970, as RFC 3339 in UTC, to the second.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (mut days, seconds) = (since.as_secs() / DAY, since.as_secs() % DAY);
+/// The time when `lifetime` has passed after `now`, which is after 1970, as RFC 3339 in UTC, to the second. The end of
+/// the year 9999 for what lives longer.
+pub(crate) fn expires(now: SystemTime, lifetime: Duration) -> String {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    rfc3339(since.saturating_add(lifetime).as_secs().min(LAST))
+}
+
+/// Seconds after 1970, at most [`LAST`], in words.
+fn rfc3339(seconds: u64) -> String {
+    let (mut days, seconds) = (seconds / DAY, seconds % DAY);
     let mut year = 1970;
     while days >= days_of(year) {
         days -= days_of(year);
@@ -42,9 +50,16 @@ fn is_leap(year: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn what_lives_longer_than_dates_can_tell_has_the_last_one() {
+        let now = UNIX_EPOCH + Duration::from_secs(951_782_399);
+        assert_eq!(expires(now, Duration::from_secs(1)), "2000-02-29T00:00:00Z");
+        for lifetime in [Duration::from_secs(LAST), Duration::MAX] {
+            assert_eq!(expires(now, lifetime), "9999-12-31T23:59:59Z");
+        }
+    }
 
     #[test]
     fn times_are_those_of_date() {
@@ -57,7 +72,7 @@ mod tests {
             (1_767_225_599, "2025-12-31T23:59:59Z"),
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+            assert_eq!(rfc3339(seconds), expected);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use rustix::mount::{UnmountFlags, unmount};
 use tokio::runtime::Handle;
 
-use crate::expiry::rfc3339;
+use crate::expiry::expires;
 use crate::{Containerd, DeleteError, ImageVolumeError};
 
 /// A view of a snapshot, mounted. Dropping it removes it, too, as far as that can be done without being waited for.
@@ -102,7 +102,7 @@ impl Parts {
         dir: PathBuf,
         lifetime: Duration,
     ) -> Result<PathBuf, ImageVolumeError> {
-        let expires = rfc3339(SystemTime::now() + lifetime);
+        let expires = expires(SystemTime::now(), lifetime);
         // Also when no answer comes: it may be there then.
         self.lease = true;
         self.containerd.create_lease(&self.key, expires).await?;
