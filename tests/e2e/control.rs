@@ -18,8 +18,10 @@ use fc_proto::ttrpc::Code;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::OnSetup;
-use crate::daemon::{Daemon, address, calls, client, create, ctx, failed, info, of, stop};
-use crate::fixture::{Flavor, Instance, Setup};
+use crate::daemon::{
+    Daemon, PATIENCE, address, calls, client, create, ctx, failed, info, of, stop,
+};
+use crate::fixture::{Flavor, Instance, Setup, eventually};
 use crate::tap::Tap;
 
 /// Each starts an instance and a daemon of its own.
@@ -94,7 +96,8 @@ fn every_call(setup: &Setup, flavor: &Flavor) {
         assert_eq!(failed(gone).0, Code::NOT_FOUND);
         // A paused VM cannot end by itself.
         vm.pause_vm(ctx(&without), &of(&id)).await.expect("PauseVM");
-        let (code, text) = failed(vm.stop_vm(ctx(&without), &stop(&id)).await);
+        let impatient = stop_within(&id, 1);
+        let (code, text) = failed(vm.stop_vm(ctx(&without), &impatient).await);
         assert_eq!(code, Code::INTERNAL, "{text}");
         assert!(
             text.to_lowercase().contains("forcefully terminated vm"),
@@ -220,8 +223,13 @@ fn start_asks_the_daemon(setup: &Setup, flavor: &Flavor) {
     on.run_detached(&[], "asked", &["/bin/sleep", "600"]);
     let shim = process(&on, "containerd-shim-aws-firecracker");
     assert_eq!(parent(shim), daemon.pid());
-    let log = std::fs::read_to_string(&daemon.log).expect("a log");
-    assert!(log.contains("shim_stream=\"stderr\""), "{log}");
+    // The shim writes, the daemon copies, and we save.
+    let log = || std::fs::read_to_string(&daemon.log).expect("a log");
+    assert!(
+        eventually(|| log().contains("shim_stream=\"stderr\"")),
+        "{}",
+        log()
+    );
     on.remove("asked");
     crate::lifecycle::expect_gone(&on);
 }
@@ -261,7 +269,7 @@ fn hung(setup: &Setup, flavor: &Flavor) {
             .expect("CreateVM");
         let vmm = vmm(&on, "ns#hung");
         signal(vmm, Signal::STOP);
-        let patient = stop_within("hung", 100);
+        let patient = stop_within("hung", PATIENCE);
         let stopping = vm.stop_vm(ctx("ns"), &patient);
         tokio::pin!(stopping);
         let others = async {

@@ -1,12 +1,14 @@
 //! `firecracker-ctl` against real VMs, with and without a daemon that it would have to start: it needs none.
 
-use std::process::{Command, Stdio};
+use std::io::Read as _;
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
 use crate::OnSetup;
 use crate::control::events;
-use crate::fixture::{Finished, Flavor, Instance, Setup, finish};
+use crate::daemon::PATIENCE;
+use crate::fixture::{Finished, Flavor, Instance, Setup, eventually, finish};
 use crate::tap::Tap;
 
 /// Run with the machine's containerd.
@@ -108,17 +110,20 @@ fn every_command(setup: &Setup, flavor: &Flavor) {
     assert!(logs.contains("The VM runs"), "{logs}");
 
     on.remove("task");
-    let follower = ctl
-        .command(&["vm", "console", "web", "--follow"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("a follower");
-    let waiter = ctl
-        .command(&["vm", "wait", "web"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("a waiter");
-    ctl.run(&["vm", "stop", "web", "--timeout", "20"]).expect(0);
+    let watch = |args: &[&str]| {
+        let spawned = ctl.command(args).stdout(Stdio::piped()).spawn();
+        spawned.expect("a watcher")
+    };
+    let mut follower = watch(&["vm", "console", "web", "--follow"]);
+    let waiter = watch(&["vm", "wait", "web"]);
+    // Who comes when the VM is gone is told that there is none.
+    let mut first = [0];
+    let shown = follower.stdout.as_mut().expect("piped").read(&mut first);
+    assert_eq!(shown.expect("what there was"), 1);
+    assert!(eventually(|| watches(&waiter, &info["shim_pid"])));
+    let patience = PATIENCE.to_string();
+    ctl.run(&["vm", "stop", "web", "--timeout", &patience])
+        .expect(0);
     for watcher in [follower, waiter] {
         let output = watcher.wait_with_output().expect("its end");
         assert!(output.status.success(), "{output:?}");
@@ -129,6 +134,15 @@ fn every_command(setup: &Setup, flavor: &Flavor) {
     }
     ctl.run(&["vm", "create", "a--b"]).expect(2);
     cache_and_doctor(&ctl);
+}
+
+/// Whether a program has a pidfd of a process: proc(5), "/proc/pid/fdinfo/".
+fn watches(program: &Child, process: &Value) -> bool {
+    let line = format!("Pid:\t{process}");
+    let open = std::fs::read_dir(format!("/proc/{}/fdinfo", program.id()));
+    let open = open.expect("a process that was not waited for").flatten();
+    let mut infos = open.filter_map(|fd| std::fs::read_to_string(fd.path()).ok());
+    infos.any(|info| info.lines().any(|found| found == line))
 }
 
 fn metadata(ctl: &Ctl) {

@@ -16,8 +16,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fixture::{Instance, Setup};
 
-/// Bound on every call.
-pub const BOUND: Duration = Duration::from_secs(120);
+/// Bound on a call, or on anything else that may never come: to find what hangs, on a busy machine too.
+pub const BOUND: Duration = Duration::from_secs(300);
+/// What a VM may take to start or to end, in seconds; less than [`BOUND`], so that its own reason is what is seen.
+pub const PATIENCE: u32 = 240;
 
 /// A daemon. Dropping it kills it.
 pub struct Daemon {
@@ -130,7 +132,7 @@ pub fn of<R: MessageFull>(vm_id: &str) -> R {
 /// A CreateVM with a bound that suits a busy machine.
 pub fn create(vm_id: &str) -> CreateVMRequest {
     CreateVMRequest {
-        TimeoutSeconds: 100,
+        TimeoutSeconds: PATIENCE,
         ..of(vm_id)
     }
 }
@@ -138,7 +140,7 @@ pub fn create(vm_id: &str) -> CreateVMRequest {
 /// A StopVM.
 pub fn stop(vm_id: &str) -> StopVMRequest {
     StopVMRequest {
-        TimeoutSeconds: 20,
+        TimeoutSeconds: PATIENCE,
         ..of(vm_id)
     }
 }

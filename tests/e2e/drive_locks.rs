@@ -6,7 +6,7 @@ use fc_proto::ttrpc::Code;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::OnSetup;
-use crate::daemon::failed;
+use crate::daemon::{BOUND, failed};
 use crate::drives::{mount, status};
 use crate::drives_vm::{Controlled, vm};
 use crate::fixture::{Flavor, Setup, finish};
@@ -69,7 +69,8 @@ fn one_writer(setup: &Setup, flavor: &Flavor) {
     let shim = i32::try_from(status.shim_pid).ok().and_then(Pid::from_raw);
     kill_process(shim.expect("a pid"), Signal::KILL).expect("kill");
     let mut flock = Command::new("flock");
-    flock.args(["--wait", "30"]).arg(&data).arg("true");
+    let bound = BOUND.as_secs().to_string();
+    flock.args(["--wait", &bound]).arg(&data).arg("true");
     finish(flock).expect(0);
     controlled.create(&vm("second", both)).expect("CreateVM");
     controlled.stop("second");

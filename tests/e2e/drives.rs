@@ -164,16 +164,20 @@ fn read_log(on: &Instance, id: &str, log: &mut Vec<String>, known: &mut u64) {
 
 /// Root in the guest writes to every read-only device: none takes it, and no image changes.
 fn images_stay(on: &Instance) {
-    let images = || {
-        let dir = std::fs::read_dir(on.layout.dir.join("image-cache")).expect("image cache");
+    on.run(&[], "before", &["/bin/true"]).expect(0);
+    let dir = std::fs::read_dir(on.layout.dir.join("image-cache")).expect("image cache");
+    let files = dir.flatten().map(|entry| entry.path());
+    // Those there are now: other tests, which run at the same time, add some.
+    let images: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|x| x == "erofs"))
+        .collect();
+    assert!(!images.is_empty());
+    let sums = || {
         let mut sum = Command::new("sha256sum");
-        let files = dir.flatten().map(|entry| entry.path());
-        sum.args(files.filter(|path| path.extension().is_some_and(|x| x == "erofs")));
+        sum.args(&images);
         finish(sum).expect(0).text()
     };
-    on.run(&[], "before", &["/bin/true"]).expect(0);
-    let before = images();
-    assert!(before.contains("erofs"));
+    let before = sums();
     // Its size tells an attached image from a stub; the root image is among them.
     let script = "attached=0; for d in /sys/class/block/vd*; do n=${d##*/}; \
          test $(cat $d/ro) = 1 && test $(cat $d/size) -gt 1 || continue; attached=$((attached+1)); \
@@ -187,7 +191,7 @@ fn images_stay(on: &Instance) {
     let devices = text.lines().last().and_then(|l| l.strip_prefix("devices "));
     let devices: usize = devices.and_then(|n| n.parse().ok()).expect("a count");
     assert!(devices >= 2, "root image and the container's: {text}");
-    assert_eq!(images(), before);
+    assert_eq!(sums(), before);
 }
 
 /// A drive mount.

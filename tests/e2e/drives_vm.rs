@@ -6,7 +6,7 @@ use fc_proto::ttrpc::context::Context;
 
 use serde_json::{Map, Value};
 
-use crate::daemon::{Daemon, address, calls, client, ctx, stop};
+use crate::daemon::{Daemon, address, calls, client, create, ctx, stop};
 use crate::fixture::{Flavor, Instance, Setup};
 
 /// An instance and its control daemon.
@@ -64,10 +64,8 @@ pub fn context() -> Context {
 /// A request for a VM with these drive mounts.
 pub fn vm(id: &str, drive_mounts: Vec<FirecrackerDriveMount>) -> CreateVMRequest {
     CreateVMRequest {
-        VMID: id.to_owned(),
         ContainerCount: 2,
-        TimeoutSeconds: 60,
         DriveMounts: drive_mounts,
-        ..CreateVMRequest::default()
+        ..create(id)
     }
 }

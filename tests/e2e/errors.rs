@@ -25,7 +25,7 @@ pub const TESTS: &[(&str, OnSetup)] = &[
 ];
 
 /// Far above what a failure takes, far below any of the product's own time limits (60 s).
-const SOON: Duration = Duration::from_secs(25);
+const SOON: Duration = Duration::from_secs(50);
 
 /// Runs a container that must fail, and returns what `ctr` printed.
 #[track_caller]

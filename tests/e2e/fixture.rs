@@ -1,9 +1,11 @@
 //! Where the product is, and running it under private containerds.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use fc_testbed::leftovers::Scope;
 use fc_testbed::runtime_config::{self, Layout};
 use serde_json::{Map, Value};
 
-use crate::daemon::Daemon;
+use crate::daemon::{BOUND, Daemon};
 
 /// One containerd to test with.
 #[derive(Debug, Clone)]
@@ -121,9 +123,11 @@ impl Setup {
         dir
     }
 
-    /// What the tests left on the host.
+    /// What the tests left on the host. That stays as it is, for nobody is there to remove it; what other test runs
+    /// are about to remove (sockets of shims that they killed, at the same place as ours) is not ours.
     pub fn leftovers(&self) -> Vec<String> {
-        let _ = self.scope.wait_for_processes(Duration::from_secs(10));
+        let _ = self.scope.wait_for_processes(BOUND);
+        eventually(|| self.scope.leftovers(&[]).is_empty());
         self.scope.leftovers(&[])
     }
 }
@@ -318,6 +322,32 @@ pub fn finish(mut command: Command) -> Finished {
     let begin = Instant::now();
     let output = command.output().expect("ctr runs");
     Finished::new(output, begin.elapsed())
+}
+
+/// The lines of a command's output, as they come; the channel ends with it.
+pub fn lines_of(child: &mut Child) -> Receiver<String> {
+    let stdout = child.stdout.take().expect("piped");
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// Waits for what nobody tells of, at most [`BOUND`]: whether it came.
+pub fn eventually(mut is_there: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    while !is_there() {
+        if begin.elapsed() > BOUND {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
 
 /// Instances with the default configuration, one per flavor, started when first asked for.

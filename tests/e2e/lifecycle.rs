@@ -1,10 +1,11 @@
 //! What happens around a container: repetition, crashes, restarts.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::OnSetup;
-use crate::fixture::{Flavor, Instance, Setup};
+use crate::daemon::BOUND;
+use crate::fixture::{Flavor, Instance, Setup, eventually};
 use crate::shared_vm::stop_vm;
 
 /// Each starts an instance of its own.
@@ -34,14 +35,11 @@ fn ten_runs_leave_nothing(setup: &Setup, flavor: &Flavor) {
 #[track_caller]
 pub fn expect_gone(on: &Instance) {
     let scope = on.scope();
-    let gone = scope.wait_for_processes(Duration::from_secs(10));
+    let gone = scope.wait_for_processes(BOUND);
     assert!(gone, "{:?}", scope.processes());
     // containerd cleans up after a dead shim in the background.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !on.vm_dirs().is_empty() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert!(on.vm_dirs().is_empty(), "{:?}\n{}", on.vm_dirs(), on.log());
+    let gone = eventually(|| on.vm_dirs().is_empty());
+    assert!(gone, "{:?}\n{}", on.vm_dirs(), on.log());
 }
 
 fn processes_of(on: &Instance, program: &str) -> Vec<i32> {
@@ -139,7 +137,7 @@ fn containerd_restart(setup: &Setup, flavor: &Flavor) {
     on.ctr(&["task", "kill", "-s", "SIGTERM", "survivor"])
         .expect(0);
     // ctr has no command that waits; a running task refuses to be removed.
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + BOUND;
     let removed = loop {
         let removed = on.ctr(&["task", "rm", "survivor"]);
         if !removed.stderr.contains("must be stopped") || Instant::now() > deadline {

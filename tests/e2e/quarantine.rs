@@ -44,7 +44,10 @@ fn put_aside(setup: &Setup, flavor: &Flavor) {
     ];
     on.run_detached(&options, "holder", &keeps);
     let exec = ["task", "exec", "--exec-id", "look", "holder"];
-    let look = on.ctr(&[&exec[..], &["/bin/cat", "/containers/owner/rootfs/new"]].concat());
+    // By then it is the program by whose name it is to be found.
+    let look =
+        "until test $(cat /proc/1/comm) = sleep; do :; done; cat /containers/owner/rootfs/new";
+    let look = on.ctr(&[&exec[..], &["/bin/sh", "-c", look]].concat());
     assert_eq!(look.expect(0).text(), "kept\n");
 
     // Deleted it is; its drive stays.

@@ -1,23 +1,20 @@
 //! A connection to the agent that breaks is made again, and nothing is lost with it.
 
-use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::process::Stdio;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::OnSetup;
-use crate::fixture::{Flavor, Instance, Setup};
+use crate::daemon::BOUND;
+use crate::fixture::{Flavor, Instance, Setup, lines_of};
 
 /// Run with the machine's containerd.
 pub const TESTS: &[(&str, OnSetup)] = &[("reconnect::nothing_is_lost", nothing_is_lost)];
-
-/// Bound on waiting for what may never come.
-const BOUND: Duration = Duration::from_secs(60);
 
 fn nothing_is_lost(setup: &Setup, flavor: &Flavor) {
     let on = Instance::start(setup, flavor);
@@ -28,6 +25,7 @@ fn nothing_is_lost(setup: &Setup, flavor: &Flavor) {
         .spawn()
         .expect("ctr events");
     let lines = lines_of(&mut events);
+    subscribed(&on, &lines);
 
     let script = "echo ready; exec sleep 600";
     let mut run = on.run_command(&["--rm"], "cut", &["/bin/sh", "-c", script]);
@@ -78,22 +76,23 @@ fn nothing_is_lost(setup: &Setup, flavor: &Flavor) {
     assert_eq!(counts, [1, 1, 2, 2, 3, 3], "{seen:#?}");
 }
 
+/// Waits until `ctr events` gets events. It does not say when; something happens until it shows it.
+fn subscribed(on: &Instance, lines: &Receiver<String>) {
+    let begin = Instant::now();
+    for round in 0.. {
+        let label = format!("round={round}");
+        on.ctr(&["namespaces", "label", "default", &label])
+            .expect(0);
+        if lines.recv_timeout(Duration::from_millis(100)).is_ok() {
+            return;
+        }
+        assert!(begin.elapsed() < BOUND, "ctr events shows nothing");
+    }
+}
+
 /// Whether a line of `ctr events` is about our container.
 fn of(line: &str, topic: &str) -> bool {
     line.split_whitespace().any(|word| word == topic) && line.contains("\"cut\"")
-}
-
-fn lines_of(child: &mut Child) -> Receiver<String> {
-    let stdout = child.stdout.take().expect("piped");
-    let (sender, lines) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    lines
 }
 
 /// Breaks the connection between the only VM's shim and its agent.

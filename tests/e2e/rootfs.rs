@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::ctl::Ctl;
 use crate::fixture::{Flavor, Instance, Setup, finish};
+use crate::lifecycle::expect_gone;
 use crate::{OnInstance, OnSetup};
 
 /// Run with every containerd.
@@ -12,12 +13,14 @@ pub const SMOKE: &[(&str, OnInstance)] = &[("rootfs::overlayfs_is_merged_and_wri
 /// Run with the machine's containerd.
 pub const TESTS: &[(&str, OnInstance)] = &[
     ("rootfs::native_snapshotter", native),
-    ("rootfs::second_container_reuses_the_image", reused),
     ("rootfs::read_only_rootfs", read_only),
     ("rootfs::disk_size_by_annotation", disk_size),
 ];
-/// The same, with an image cache of its own.
-pub const OWN: &[(&str, OnSetup)] = &[("rootfs::an_altered_image_is_made_again", altered)];
+/// The same, with image caches of their own.
+pub const OWN: &[(&str, OnSetup)] = &[
+    ("rootfs::second_container_reuses_the_image", reused),
+    ("rootfs::an_altered_image_is_made_again", altered),
+];
 /// Need a containerd newer than Debian 12's.
 pub const NEWER: &[(&str, OnSetup)] = &[("rootfs::blockfile_snapshotter", blockfile)];
 /// Need containerd 2.1 or newer.
@@ -54,7 +57,8 @@ fn native(on: &Instance) {
     );
 }
 
-fn reused(on: &Instance) {
+fn reused(setup: &Setup, flavor: &Flavor) {
+    let on = Instance::start(setup, flavor);
     let images = || {
         let dir = on.layout.dir.join("image-cache");
         let mut all: Vec<(String, u64, i64, i64)> = std::fs::read_dir(dir)
@@ -89,6 +93,7 @@ fn altered(setup: &Setup, flavor: &Flavor) {
     on.run_detached(&[], "user", &["/bin/sleep", "600"]);
     assert_eq!(pruned(), 0, "a VM uses it");
     on.remove("user");
+    expect_gone(on);
 
     let image = only_image(on);
     let before = std::fs::metadata(&image).expect("the image");
@@ -125,6 +130,8 @@ fn altered(setup: &Setup, flavor: &Flavor) {
         before.ino()
     );
     assert!(healthy());
+    // Who ran in the VM is told of its end before the VM's shim has ended.
+    expect_gone(on);
     assert_eq!(pruned(), 1);
 }
 

@@ -1,10 +1,13 @@
 //! `ctr run`: exit codes, streams, signals, VM size.
 
 use std::io::Write as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use crate::OnInstance;
-use crate::fixture::{Instance, finish};
+use crate::daemon::BOUND;
+use crate::fixture::{Instance, finish, lines_of};
 
 /// Run with every containerd.
 pub const SMOKE: &[(&str, OnInstance)] = &[
@@ -90,28 +93,43 @@ fn stdin_reaches_the_container(on: &Instance) {
 fn signals_reach_the_container(on: &Instance) {
     for (signal, code) in [("TERM", 42), ("INT", 43)] {
         let script = format!(
-            "trap 'echo got {signal}; exit {code}' {signal}; echo ready; while :; do sleep 0.1; done"
+            "trap 'echo passed on' WINCH; trap 'echo got {signal}; exit {code}' {signal}; \
+             echo ready; while :; do sleep 0.1; done"
         );
         let id = format!("signal-{}", signal.to_lowercase());
         let mut ctr = on.run_command(&["--rm"], &id, &["/bin/sh", "-c", &script]);
         let child = ctr.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = child.expect("ctr");
-        let mut first = [0; 6];
-        let stdout = child.stdout.as_mut().expect("piped");
-        std::io::Read::read_exact(stdout, &mut first).expect("the container says ready");
-        let pid = child.id().to_string();
-        let kill = std::process::Command::new("kill")
-            .args([&format!("-{signal}"), &pid])
-            .status();
-        assert!(kill.expect("kill").success());
+        let lines = lines_of(&mut child);
+        assert_eq!(lines.recv_timeout(BOUND).expect("a line"), "ready");
+        until_passed_on(child.id(), &lines);
+        kill(child.id(), signal);
         let output = child.wait_with_output().expect("ctr");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{stderr}");
-        assert_eq!(
-            String::from_utf8_lossy(&output.stdout),
-            format!("got {signal}\n")
-        );
+        let said = lines.iter().filter(|line| line != "passed on");
+        assert_eq!(said.collect::<Vec<_>>(), [format!("got {signal}")]);
     }
+}
+
+/// Waits until `ctr run` passes signals on to its container, which says so. It begins with that some time after the
+/// container has begun to speak, and until then most signals end it; this one does not.
+fn until_passed_on(ctr: u32, lines: &Receiver<String>) {
+    let begin = Instant::now();
+    loop {
+        kill(ctr, "WINCH");
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) => return assert_eq!(line, "passed on"),
+            Err(error) => assert_eq!(error, RecvTimeoutError::Timeout, "ctr has ended"),
+        }
+        assert!(begin.elapsed() < BOUND, "ctr passes no signal on");
+    }
+}
+
+fn kill(pid: u32, signal: &str) {
+    let mut kill = Command::new("kill");
+    kill.args([format!("-{signal}"), pid.to_string()]);
+    finish(kill).expect(0);
 }
 
 fn terminal(on: &Instance) {

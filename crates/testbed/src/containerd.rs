@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 /// Longest Unix socket path, without the closing zero.
 const SUN_PATH_MAX: usize = 107;
 /// How long containerd may take to open its socket or to end.
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(120);
 
 /// Why a private containerd could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +95,7 @@ impl Containerd {
     /// Starts containerd and waits until its socket accepts.
     ///
     /// # Errors
-    /// The directory cannot be used, or containerd does not come up within 30 s.
+    /// The directory cannot be used, or containerd does not come up within two minutes.
     pub fn start(options: Options) -> Result<Self, ContainerdError> {
         let dir = &options.dir;
         let longest = dir.join("containerd.sock.ttrpc");

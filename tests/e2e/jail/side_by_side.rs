@@ -12,8 +12,7 @@ use fc_proto::control::{
 use fc_proto::protobuf::MessageField;
 
 use super::traces::{
-    assert_gone, cgroup_of, cgroups, network, network_of, processes, setting, shown, status,
-    threads,
+    assert_gone, cgroups, network, network_of, processes, setting, shown, threads,
 };
 use super::{NAMESPACE, created, daemon, drive, image, jailed, template, unique, user};
 use crate::daemon::{create, ctx, info, of};
@@ -135,15 +134,15 @@ impl Vm {
         assert_eq!(setting(cgroup, "cpuset.mems"), "0");
         let user = vec![user(self.number).to_string(); 4].join("\t");
         let threads = threads(cgroup);
-        assert!(threads.len() > 2, "two of them are vCPUs: {threads:?}");
+        assert!(threads.len() > 2, "two of them are vCPUs");
         for thread in threads {
-            assert_eq!(cgroup_of(&thread), cgroup);
-            assert_eq!(status(&thread, "Uid:"), user);
-            assert_eq!(status(&thread, "Gid:"), user);
-            assert_eq!(status(&thread, "Cpus_allowed_list:"), self.cpus());
-            assert_eq!(status(&thread, "Mems_allowed_list:"), "0");
-            assert_eq!(status(&thread, "NoNewPrivs:"), "1");
-            assert_eq!(status(&thread, "CapBnd:"), "0000000000000000");
+            assert_eq!(thread.cgroup(), cgroup);
+            assert_eq!(thread.status("Uid:"), user);
+            assert_eq!(thread.status("Gid:"), user);
+            assert_eq!(thread.status("Cpus_allowed_list:"), self.cpus());
+            assert_eq!(thread.status("Mems_allowed_list:"), "0");
+            assert_eq!(thread.status("NoNewPrivs:"), "1");
+            assert_eq!(thread.status("CapBnd:"), "0000000000000000");
         }
         assert_ne!(network(cgroup), network_of("self"), "the host's");
         assert_eq!(interfaces(processes(cgroup)[0]), ["lo"]);

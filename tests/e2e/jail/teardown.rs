@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fc_testbed::leftovers::wait_for_end;
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,12 +13,9 @@ use serde_json::Value;
 use super::traces::assert_gone;
 use super::{NAMESPACE, configure, image, template, unique, user};
 use crate::ctl::Ctl;
-use crate::daemon::Daemon;
+use crate::daemon::{BOUND, Daemon, PATIENCE};
 use crate::fixture::{Flavor, Instance, Setup, finish};
 use crate::lifecycle::expect_gone;
-
-/// Bound on the end of a VM.
-const BOUND: Duration = Duration::from_secs(30);
 
 pub fn bind(setup: &Setup, flavor: &Flavor) {
     matrix(setup, flavor, "bind");
@@ -33,7 +30,8 @@ type End = (&'static str, bool, fn(&Host, &Vm));
 
 const ENDS: &[End] = &[
     ("stopped", true, |host, vm| {
-        let stop = ["vm", "stop", &vm.id, "--timeout", "20"];
+        let patience = PATIENCE.to_string();
+        let stop = ["vm", "stop", &vm.id, "--timeout", &patience];
         host.ctl().run(&stop).expect(0);
         host.on.remove(&vm.id);
     }),
@@ -154,7 +152,8 @@ impl<'a> Host<'a> {
     /// The arguments that create a VM with a file and a block device.
     fn create(&self, id: &str) -> Vec<String> {
         let user = self.user();
-        let mut args = vec!["vm", "create", id, "--timeout", "100"];
+        let patience = PATIENCE.to_string();
+        let mut args = vec!["vm", "create", id, "--timeout", &patience];
         let jail = format!("{user}:{user}");
         let file = format!("host={},vm=/vmv/data,type=ext4,rw", self.image.display());
         let device = format!("host={},vm=/vmv/block,type=ext4,rw", self.device.0);

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use fc_testbed::leftovers::VmProcess;
+
 use crate::fixture::Instance;
 
 /// Directories of a cgroup, in every hierarchy.
@@ -39,38 +41,58 @@ pub fn setting(cgroup: &str, file: &str) -> String {
     text.trim().to_owned()
 }
 
-/// A field of a process' or a thread's status.
-#[track_caller]
-pub fn status(directory: &Path, field: &str) -> String {
-    let status = fs::read_to_string(directory.join("status")).expect("a process");
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    line.expect("the field").trim().to_owned()
+/// What a thread is like.
+pub struct Thread {
+    status: String,
+    cgroups: String,
 }
 
-/// All threads of a cgroup's processes: their directories in `/proc`.
+impl Thread {
+    /// The thread with this directory in `/proc`; `None` when it has ended.
+    fn look_at(directory: &Path) -> Option<Self> {
+        let cgroups = fs::read_to_string(directory.join("cgroup")).ok()?;
+        let status = fs::read_to_string(directory.join("status")).ok()?;
+        let thread = Self { status, cgroups };
+        // One that has ended is in no group, and nothing is allowed to it.
+        let ended = thread.status("State:").starts_with(['Z', 'X']);
+        (!ended).then_some(thread)
+    }
+
+    /// A field of its status.
+    #[track_caller]
+    pub fn status(&self, field: &str) -> &str {
+        let mut lines = self.status.lines();
+        let value = lines.find_map(|line| line.strip_prefix(field));
+        value.expect("the field").trim()
+    }
+
+    /// The cgroup that sets its processors: cgroups(7), "/proc/\[pid\]/cgroup".
+    #[track_caller]
+    pub fn cgroup(&self) -> &str {
+        let group = |of: &dyn Fn(&str) -> bool| {
+            let mut lines = self.cgroups.lines().filter_map(|line| {
+                let (_, controllers_and_path) = line.split_once(':')?;
+                controllers_and_path.split_once(':')
+            });
+            let found = lines.find(|(controllers, _)| of(controllers));
+            found.map(|(_, path)| path)
+        };
+        // Version 1 where it has the controller, else version 2, whose line names none.
+        group(&|controllers| controllers.split(',').any(|name| name == "cpuset"))
+            .or_else(|| group(&str::is_empty))
+            .expect("a cgroup")
+    }
+}
+
+/// All threads of a cgroup's processes. A VMM's for its drives come and go.
 #[track_caller]
-pub fn threads(cgroup: &str) -> Vec<PathBuf> {
+pub fn threads(cgroup: &str) -> Vec<Thread> {
     let processes = processes(cgroup).into_iter();
-    let tasks = processes.flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).expect("it"));
-    tasks.map(|task| task.expect("a thread").path()).collect()
-}
-
-/// The cgroup that sets a thread's processors: cgroups(7), "/proc/\[pid\]/cgroup".
-#[track_caller]
-pub fn cgroup_of(thread: &Path) -> String {
-    let table = fs::read_to_string(thread.join("cgroup")).expect("a thread");
-    let group = |of: &dyn Fn(&str) -> bool| {
-        let mut lines = table.lines().filter_map(|line| {
-            let (_, controllers_and_path) = line.split_once(':')?;
-            controllers_and_path.split_once(':')
-        });
-        let found = lines.find(|(controllers, _)| of(controllers));
-        found.map(|(_, path)| path.to_owned())
-    };
-    // Version 1 where it has the controller, else version 2, whose line names none.
-    group(&|controllers| controllers.split(',').any(|name| name == "cpuset"))
-        .or_else(|| group(&str::is_empty))
-        .expect("a cgroup")
+    let tasks = processes.filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok());
+    tasks
+        .flat_map(|tasks| tasks.flatten())
+        .filter_map(|task| Thread::look_at(&task.path()))
+        .collect()
 }
 
 /// The network namespace of a cgroup's processes, which is the same for all.
@@ -104,9 +126,15 @@ pub fn assert_gone(on: &Instance, cgroup: &str, user: u32) {
     assert_eq!(cgroups(cgroup), Vec::<PathBuf>::new(), "cgroups stay");
     assert_eq!(on.vm_dirs(), Vec::<PathBuf>::new(), "directories stay");
     assert_eq!(of_user(user), Vec::<String>::new(), "processes stay");
-    let left = on.scope().leftovers(&[]);
+    let scope = on.scope();
+    // The shim's binary is also what containerd runs in a bundle, when it gets to it, to clean up after a task.
+    let of_vms = |process: &VmProcess| process.cwd.starts_with(on.layout.shim_base());
+    let processes: Vec<_> = scope.processes().into_iter().filter(of_vms).collect();
+    assert_eq!(processes, [], "processes stay");
+    let left = scope.leftovers(&[]);
     let ours: Vec<_> = left
         .iter()
+        .filter(|line| !line.starts_with("process"))
         // Other instances of this run have sockets at the same place.
         .filter(|line| !line.starts_with("socket"))
         .collect();
