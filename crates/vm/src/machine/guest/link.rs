@@ -154,3 +154,43 @@ fn is_unknown_call(code: Code) -> bool {
         Code::UNIMPLEMENTED | Code::NOT_FOUND | Code::INVALID_ARGUMENT
     )
 }
+
+/// Whether a call has no answer because its connection was closed: before the answer began, or in the middle of it.
+pub(super) fn is_closed(error: &RpcError) -> bool {
+    matches!(
+        error,
+        RpcError::RemoteClosed | RpcError::LocalClosed | RpcError::Eof | RpcError::Socket(_)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fc_proto::task::TaskClient;
+    use fc_proto::task::api::ShutdownRequest;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// What comes of a call whose other end says `words` and closes the connection.
+    async fn answered_with(words: &'static [u8]) -> RpcError {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let link = Link::on(ours).unwrap();
+        tokio::spawn(async move {
+            theirs.read_u8().await.unwrap();
+            theirs.write_all(words).await.unwrap();
+        });
+        let tasks = TaskClient::new(link.client.clone());
+        let context = with_duration(Duration::from_secs(10));
+        let answer = tasks.shutdown(context, &ShutdownRequest::default()).await;
+        answer.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_is_known_for_one() {
+        // Nothing, a part of a message's header, and a header without its message.
+        for words in [&b""[..], &[0, 0, 0], &[0, 0, 0, 9, 0, 0, 0, 1, 2, 0]] {
+            let error = answered_with(words).await;
+            assert!(is_closed(&error), "{words:?}: {error:?}");
+        }
+        assert!(!is_closed(&RpcError::Others("anything else".to_owned())));
+    }
+}

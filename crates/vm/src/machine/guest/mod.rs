@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub(super) use announcement::announcement;
-use link::{Link, in_namespace};
+use link::{Link, in_namespace, is_closed};
 pub(super) use words::heard;
 
 use super::VmDir;
@@ -293,7 +293,8 @@ impl Guest {
         self.link().close();
         match result {
             // A guest that is quick has closed the connection before its answer.
-            Ok(_) | Err(RpcError::RemoteClosed | RpcError::LocalClosed | RpcError::Eof) => Ok(()),
+            Ok(_) => Ok(()),
+            Err(error) if is_closed(&error) => Ok(()),
             Err(source) => Err(GuestError::Call {
                 call: "Shutdown",
                 source: heard(source),
