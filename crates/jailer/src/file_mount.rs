@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags, fstatvfs, mknodat, open};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
 use crate::User;
@@ -67,6 +67,9 @@ pub enum ExposeError {
         /// Its permissions.
         mode: u32,
     },
+    /// The VMM's program is where nothing is executed.
+    #[error("{} is on a file system that is mounted noexec: nothing there can be executed", .0.display())]
+    NoExec(PathBuf),
     /// The place in the jail cannot be made.
     #[error("Cannot make {} in the jail", path.display())]
     Target {
@@ -216,6 +219,13 @@ impl FileMounter {
             target: target.to_owned(),
             source,
         };
+        if access == Access::Execute {
+            // Which the runtime would only tell as a lack of permission.
+            let mounted = fstatvfs(file).map_err(|e| error(e.into()))?;
+            if mounted.f_flag.contains(StatVfsMountFlags::NOEXEC) {
+                return Err(ExposeError::NoExec(path.to_owned()));
+            }
+        }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH;

@@ -6,13 +6,18 @@ use std::path::Path;
 use std::process::Command;
 
 use fc_jailer::{JailError, JailRequest, Jailer, Runc, Setup, Start, StartError};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::Test;
-use crate::host::{Host, Runtime, block_on};
+use crate::host::{Host, Runtime, block_on, executable};
 use crate::security::end;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("request::refused", refused),
+    (
+        "request::a_vmm_that_cannot_be_executed",
+        a_vmm_that_cannot_be_executed,
+    ),
     (
         "request::a_node_that_is_not_there",
         a_node_that_is_not_there,
@@ -60,6 +65,28 @@ fn refused(runtime: &Runtime) {
             text.contains("dynamic.jail.json") && text.contains("/lib64/ld.so"),
             "{text}"
         );
+        host.assert_clean();
+    });
+}
+
+/// Where the host executes nothing, the jail does not either.
+fn a_vmm_that_cannot_be_executed(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        let place = host.base.path().join("noexec");
+        fs::create_dir(&place).unwrap();
+        mount("none", &place, "tmpfs", MountFlags::NOEXEC, None).unwrap();
+        let vmm = place.join("vmm");
+        fs::write(&vmm, "").unwrap();
+        executable(&vmm);
+        host.vmm = vmm;
+        let error = Runc::prepare(host.setup()).await.err().expect("an error");
+        let text = error.to_string();
+        assert!(
+            text.contains("noexec/vmm is on a file system that is mounted noexec"),
+            "{text}"
+        );
+        unmount(&place, UnmountFlags::empty()).unwrap();
         host.assert_clean();
     });
 }
