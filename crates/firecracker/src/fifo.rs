@@ -2,20 +2,18 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{CWD, FileType, Mode};
-use tokio::net::unix::pipe::{OpenOptions, Receiver};
+use tokio::net::unix::pipe::OpenOptions;
 use tokio::task::JoinHandle;
 
 use crate::Tail;
-use crate::tail::{LineCutter, MAX_LINE};
+use crate::source::Source;
+use crate::tail::MAX_LINE;
 
 /// Longest line of metrics in bytes: all of them are in one, which grows with every device.
 const MAX_METRICS: usize = 64 << 10;
-
-/// What a FIFO holds, in bytes (pipe(7)).
-const FIFO_CAPACITY: usize = 64 << 10;
 
 /// Why a FIFO cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +85,7 @@ impl FifoDrain {
     #[must_use]
     pub fn shared_tail(&self) -> FifoTail {
         FifoTail {
-            tail: self.source.tail.clone(),
+            tail: self.source.tail().clone(),
             source: Arc::downgrade(&self.source),
         }
     }
@@ -110,13 +108,9 @@ impl FifoDrain {
                 source,
             }
         })?;
-        let source = Arc::new(Source {
-            receiver,
-            cutter: Mutex::new(LineCutter::new(max_line)),
-            tail,
-            each,
-        });
-        let task = tokio::spawn(drain(Arc::clone(&source)));
+        let source = Arc::new(Source::new(receiver, max_line, tail, each));
+        let reader = Arc::clone(&source);
+        let task = tokio::spawn(async move { reader.drain().await });
         Ok(Self { source, task })
     }
 }
@@ -144,41 +138,6 @@ impl FifoTail {
             source.take_available();
         }
         self.tail.lines()
-    }
-}
-
-/// A FIFO that is read, and what came out of it.
-#[derive(Debug)]
-struct Source {
-    receiver: Receiver,
-    cutter: Mutex<LineCutter>,
-    tail: Tail,
-    each: fn(&str),
-}
-
-impl Source {
-    /// Takes what is there, at most as much as a FIFO holds.
-    fn take_available(&self) {
-        let mut cutter = self.cutter.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut buffer = [0; 4096];
-        for _ in 0..FIFO_CAPACITY / buffer.len() {
-            let Ok(length @ 1..) = self.receiver.try_read(&mut buffer) else {
-                return;
-            };
-            cutter.take(&buffer[..length], |line| {
-                (self.each)(&line);
-                self.tail.push(line);
-            });
-        }
-    }
-}
-
-/// Reads for ever: an error means that the runtime shuts down.
-async fn drain(source: Arc<Source>) {
-    while source.receiver.readable().await.is_ok() {
-        source.take_available();
-        // A VMM that writes all the time does not keep others from their turn.
-        tokio::task::yield_now().await;
     }
 }
 

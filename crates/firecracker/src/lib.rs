@@ -14,6 +14,7 @@ mod error;
 mod fifo;
 pub mod host;
 mod readiness;
+mod source;
 mod tail;
 pub mod text;
 mod vmm;

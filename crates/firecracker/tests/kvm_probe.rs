@@ -32,6 +32,7 @@ fn nothing_is_left_behind() {
         assert_eq!(probe(), first);
     }
     println!("{first}: 20 probes in {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(4));
+    // Far above what a busy host needs: no probe waits for anything.
+    assert!(start.elapsed() < Duration::from_secs(60));
     assert_eq!(left_behind(), before);
 }

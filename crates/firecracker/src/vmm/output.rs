@@ -2,54 +2,63 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::Tail;
-use crate::tail::{LineCutter, MAX_LINE};
+use crate::source::Source;
+use crate::tail::MAX_LINE;
 
-/// Reads `stream` to its end, so that the writer never waits, and keeps its last lines.
+/// How long the output of a process that ended may be kept open by a process that it left behind.
+const LEFT_BEHIND_BOUND: Duration = Duration::from_millis(200);
+
+/// A VMM's standard output and error.
 pub(super) struct Output {
-    stream: Receiver,
-    name: &'static str,
-    tail: Tail,
-    log: bool,
+    streams: Vec<Arc<Source>>,
+    drains: JoinSet<()>,
 }
 
 impl Output {
-    /// `name` is the log's `vmm_stream`.
+    /// Reads `streams` to their ends, so that the writer never waits, and keeps their last lines in `tail`. Each has
+    /// the name that is the log's `vmm_stream`; with `log` the lines go there too.
     ///
     /// # Errors
-    /// If the pipe cannot be made non-blocking.
-    pub(super) fn new(
-        stream: impl Into<OwnedFd>,
-        name: &'static str,
-        tail: Tail,
+    /// If a pipe cannot be made non-blocking.
+    pub(super) fn read(
+        streams: impl IntoIterator<Item = (OwnedFd, &'static str)>,
+        tail: &Tail,
         log: bool,
     ) -> io::Result<Self> {
-        let stream = Receiver::from_owned_fd(stream.into())?;
-        Ok(Self {
-            stream,
-            name,
-            tail,
-            log,
-        })
+        let mut output = Self {
+            streams: Vec::new(),
+            drains: JoinSet::new(),
+        };
+        for (stream, name) in streams {
+            let each = move |line: &str| {
+                if log {
+                    tracing::debug!(target: "vmm_output", vmm_stream = name, "{line}");
+                }
+            };
+            let receiver = Receiver::from_owned_fd(stream)?;
+            let source = Arc::new(Source::new(receiver, MAX_LINE, tail.clone(), each));
+            output.streams.push(Arc::clone(&source));
+            output.drains.spawn(async move { source.drain().await });
+        }
+        Ok(output)
     }
 
-    pub(super) async fn drain(mut self) {
-        let mut cutter = LineCutter::new(MAX_LINE);
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = self.stream.read(&mut buffer).await {
-            cutter.take(&buffer[..length], |line| self.keep(line));
+    /// Keeps the last words of the process, which has ended: they are still in the pipes.
+    pub(super) async fn finish(mut self) {
+        let all_read = async { while self.drains.join_next().await.is_some() {} };
+        if timeout(LEFT_BEHIND_BOUND, all_read).await.is_err() {
+            // On a busy host this can be late itself. What the process wrote is there, whoever else may write.
+            for stream in &self.streams {
+                stream.take_last();
+            }
         }
-        cutter.finish(|line| self.keep(line));
-    }
-
-    fn keep(&self, line: String) {
-        if self.log {
-            tracing::debug!(target: "vmm_output", vmm_stream = self.name, "{line}");
-        }
-        self.tail.push(line);
     }
 }

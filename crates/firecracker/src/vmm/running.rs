@@ -13,11 +13,8 @@ use super::process::Process;
 use super::{Exit, LaunchError, StartedVmm, StopError, Version, VmmCommand, VmmEnd, launch};
 use crate::{Client, FifoTail, Tail, readiness};
 
-/// How long the output of a process that ended may be kept open by a process that it left behind.
-const OUTPUT_BOUND: Duration = Duration::from_millis(200);
-
 /// How long dropping a VMM waits for the process that it killed.
-pub(super) const DROP_BOUND: Duration = Duration::from_secs(1);
+pub(super) const DROP_BOUND: Duration = KILL_BOUND;
 
 /// How long a killed process may take to end. It takes milliseconds, unless the kernel cannot let go of it.
 const KILL_BOUND: Duration = Duration::from_secs(5);
@@ -72,13 +69,11 @@ impl Vmm {
             output: output.clone(),
             version: Version::default(),
         };
-        let mut drains = tokio::task::JoinSet::new();
-        for (stream, name) in [(started.stdout, "stdout"), (started.stderr, "stderr")] {
-            if let Some(stream) = stream {
-                let output = Output::new(stream, name, output.clone(), started.log_output)?;
-                drains.spawn(output.drain());
-            }
-        }
+        let streams = [(started.stdout, "stdout"), (started.stderr, "stderr")];
+        let streams = streams
+            .into_iter()
+            .filter_map(|(stream, name)| Some((stream?, name)));
+        let written = Output::read(streams, &output, started.log_output)?;
         let ended = readiness::readable(process.ended()?)?;
         let end = async move {
             // A pidfd is readable once its process has ended; only a runtime that shuts down refuses to wait for it.
@@ -88,9 +83,7 @@ impl Vmm {
                     break status;
                 }
             };
-            // The last words are still in the pipes.
-            let all_read = async { while drains.join_next().await.is_some() {} };
-            let _ = timeout(OUTPUT_BOUND, all_read).await;
+            written.finish().await;
             Some(VmmEnd {
                 status,
                 last_output: output.lines(),

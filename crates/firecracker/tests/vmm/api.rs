@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::process::BOUND;
 use crate::server::Server;
 use fc_client::api::{BootSource, Drive, DriveUpdate, InstanceState, MachineConfig, Vsock};
 use fc_client::{ApiError, Client};
@@ -125,7 +126,7 @@ async fn refusals_carry_the_vmms_words_and_state() {
 async fn calls_are_bounded_and_recover() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("api.sock");
-    let client = Client::new(&socket).with_bound(Duration::from_millis(500));
+    let client = Client::new(&socket).with_bound(BOUND);
     let error = client.version().await.expect_err("no socket");
     assert!(matches!(error, ApiError::Connect { .. }), "{error:?}");
 
@@ -136,9 +137,10 @@ async fn calls_are_bounded_and_recover() {
     });
     client.version().await.expect("the version");
     let start = Instant::now();
-    let error = client.vm_config().await.expect_err("never answered");
+    let hasty = client.clone().with_bound(Duration::from_millis(500));
+    let error = hasty.vm_config().await.expect_err("never answered");
     assert!(matches!(error, ApiError::TimedOut { .. }), "{error:?}");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < BOUND);
     client
         .version()
         .await
@@ -148,12 +150,13 @@ async fn calls_are_bounded_and_recover() {
         Some(1)
     );
 
-    // The VMM is replaced: the kept connection is closed, the next call connects again.
+    // The VMM is replaced. A call can still meet the closed connection, but not the one after it.
     drop(server);
     std::fs::remove_file(&socket).expect("removal");
-    tokio::time::sleep(Duration::from_millis(20)).await;
     let _server = Server::start(&socket, move |_| (200, version));
-    client.version().await.expect("the new VMM's version");
+    if client.version().await.is_err() {
+        client.version().await.expect("the new VMM's version");
+    }
 }
 
 #[tokio::test]
@@ -165,12 +168,12 @@ async fn what_is_not_answered_says_what_the_vm_was_doing() {
         "GET /balloon" => (200, "nonsense"),
         _ => (204, ""),
     });
-    let bound = Duration::from_millis(200);
-    let client = Client::new(&socket).with_bound(bound);
-    let text = client.vm_config().await.expect_err("silence").to_string();
+    let client = Client::new(&socket).with_bound(BOUND);
+    let hasty = client.clone().with_bound(Duration::from_millis(200));
+    let text = hasty.vm_config().await.expect_err("silence").to_string();
     assert_eq!(text, "The VMM did not answer GET /vm/config within 200ms");
     client.start_instance().await.expect("start");
-    let text = client.vm_config().await.expect_err("silence").to_string();
+    let text = hasty.vm_config().await.expect_err("silence").to_string();
     assert_eq!(
         text,
         "The VMM did not answer GET /vm/config (VM running) within 200ms"
@@ -184,10 +187,9 @@ async fn what_is_not_answered_says_what_the_vm_was_doing() {
     client.resume().await.expect("resume");
 
     // A call waits no longer for its turn than it would for its answer.
-    let patient = client.clone().with_bound(Duration::from_secs(60));
-    let config = tokio::spawn(async move { patient.vm_config().await });
+    let config = tokio::spawn(async move { client.vm_config().await });
     tokio::task::yield_now().await;
-    let text = client.pause().await.expect_err("no turn").to_string();
+    let text = hasty.pause().await.expect_err("no turn").to_string();
     assert_eq!(
         text,
         "The VMM was busy with other calls for 200ms, so PATCH /vm (VM running) was not made"

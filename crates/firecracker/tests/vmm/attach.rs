@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::process::{INFO, is_gone, server, signal};
+use crate::process::{BOUND, INFO, is_gone, server, signal};
 use fc_client::{LaunchError, ProcessExit, StartedVmm, Vmm};
 
 /// Has a shell start another with the script `vmm`, and do `then` afterwards. It is told when the pid file is there.
@@ -59,7 +59,8 @@ async fn an_orphan_is_taken_over() {
     vmm.client().describe_instance().await.expect("an answer");
     drop(server);
 
-    let end = vmm.stop(Duration::from_secs(5)).await.expect("its end");
+    vmm.console_tail().longer_than(0).await;
+    let end = vmm.stop(BOUND).await.expect("its end");
     assert_eq!(signal(&end), Some(15));
     assert_eq!(end.last_output, ["hello"]);
     assert!(is_gone(pid), "a zombie is left");

@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use nix::sys::pthread::pthread_kill;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 /// How long the processor may run. It needs a millisecond; a busy host may take its time to let it.
-const RUN_BOUND: Duration = Duration::from_millis(250);
+const RUN_BOUND: Duration = Duration::from_secs(2);
 
-/// Ends KVM_RUN. It is blocked on the thread and let in by KVM only while the guest runs, so it is never
-/// delivered: no handler is needed, and none of the process's is called.
+/// How long an interrupted processor may take to come back, which takes no time at all either.
+const INTERRUPT_BOUND: Duration = Duration::from_secs(10);
+
+/// Ends KVM_RUN. It is blocked on the thread from its first moment and let in by KVM only while the guest runs, so
+/// it is never delivered: no handler is needed, and none of the process's is called.
 const INTERRUPT: Signal = Signal::SIGALRM;
 
 /// Runs `body`, which runs a processor made interruptible with [`let_in_interrupts`], on its own thread.
@@ -22,22 +25,30 @@ const INTERRUPT: Signal = Signal::SIGALRM;
 /// `None` if it did not come back although it was interrupted; the thread is then left to itself.
 ///
 /// # Errors
-/// If there is no thread to be had.
+/// If there is no thread to be had, or its signals cannot be blocked.
 pub(super) fn run<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Option<T>> {
     let (sender, receiver) = mpsc::channel();
+    // Blocked here, for the thread to inherit: on a busy host it may be interrupted before its first instruction.
+    let mut before = SigSet::empty();
+    pthread_sigmask(
+        SigmaskHow::SIG_BLOCK,
+        Some(&SigSet::from(INTERRUPT)),
+        Some(&mut before),
+    )?;
     let thread = thread::Builder::new()
         .name("kvm-probe".to_owned())
         .spawn(move || {
-            let blocked = SigSet::from(INTERRUPT).thread_block();
             // The receiver may have given up.
-            let _ = sender.send(blocked.map(|()| body()));
-        })?;
+            let _ = sender.send(body());
+        });
+    before.thread_set_mask()?;
+    let thread = thread?;
     let result = match receiver.recv_timeout(RUN_BOUND) {
         Err(RecvTimeoutError::Timeout) => {
             pthread_kill(thread.as_pthread_t(), INTERRUPT)?;
-            receiver.recv_timeout(RUN_BOUND)
+            receiver.recv_timeout(INTERRUPT_BOUND)
         }
         result => result,
     };
@@ -45,7 +56,7 @@ pub(super) fn run<T: Send + 'static>(
         Ok(value) => {
             // It has nothing left to do.
             let _ = thread.join();
-            Ok(Some(value?))
+            Ok(Some(value))
         }
         Err(_) => Ok(None),
     }

@@ -58,8 +58,8 @@ impl fmt::Display for Kvm {
     }
 }
 
-/// Finds out, by running a guest of a few instructions. Blocks for some milliseconds, never for more than a
-/// second, and leaves nothing behind.
+/// Finds out, by running a guest of a few instructions. Blocks for some milliseconds, longer on a busy host
+/// and never without end, and leaves nothing behind.
 #[must_use]
 pub fn probe() -> Kvm {
     trial::run(&trial::ORDINARY)
@@ -92,6 +92,9 @@ mod tests {
     use std::io;
     use std::time::{Duration, Instant};
 
+    /// Far above what a busy host needs: what takes longer hangs.
+    const HANGS: Duration = Duration::from_secs(60);
+
     /// Whether the processor that Linux sees has hardware virtualization; KVM needs it to be a hardware one.
     fn has_vmx_or_svm() -> bool {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").expect("cpuinfo");
@@ -106,7 +109,7 @@ mod tests {
         let start = Instant::now();
         let kvm = probe();
         println!("{kvm}, found in {:?}", start.elapsed());
-        assert!(start.elapsed() < Duration::from_secs(1));
+        assert!(start.elapsed() < HANGS);
         match kvm {
             Kvm::Hardware => assert!(has_vmx_or_svm()),
             Kvm::Paravirtual { .. } => assert!(!has_vmx_or_svm()),
@@ -124,7 +127,7 @@ mod tests {
         let start = Instant::now();
         let kvm = trial::run(&trial::ENDLESS);
         assert!(matches!(kvm, Kvm::Paravirtual { .. }), "{kvm:?}");
-        assert!(start.elapsed() < Duration::from_secs(1));
+        assert!(start.elapsed() < HANGS);
     }
 
     #[test]
