@@ -84,16 +84,22 @@ pub async fn connect(uds: &Path, port: u32, deadline: Instant) -> Result<UnixStr
 /// Only for guests that cannot announce themselves: there is nothing to wait for but the port.
 ///
 /// # Errors
-/// The last attempt's [`ConnectError`], once `deadline` has passed; at once if the VMM or its socket is gone.
+/// The [`ConnectError`] of the last attempt that the deadline did not cut short, once `deadline` has passed; at once
+/// if the VMM or its socket is gone.
 pub async fn connect_retry(
     uds: &Path,
     port: u32,
     deadline: Instant,
 ) -> Result<UnixStream, ConnectError> {
+    let mut before = None;
     loop {
         let start = Instant::now();
-        let error = match connect(uds, port, deadline.min(start + ATTEMPT_BOUND)).await {
+        let bound = start + ATTEMPT_BOUND;
+        let error = match connect(uds, port, deadline.min(bound)).await {
             Ok(stream) => return Ok(stream),
+            Err(ConnectError::TimedOut { .. }) if deadline < bound => {
+                return Err(before.unwrap_or(ConnectError::TimedOut { port }));
+            }
             Err(error) => error,
         };
         let again = start + RETRY_INTERVAL;
@@ -101,6 +107,7 @@ pub async fn connect_retry(
             ConnectError::GuestRefused { .. } | ConnectError::TimedOut { .. }
                 if again.max(Instant::now()) < deadline =>
             {
+                before = Some(error);
                 sleep_until(again).await;
             }
             _ => return Err(error),
@@ -248,7 +255,8 @@ mod tests {
         );
     }
 
-    #[tokio::test]
+    // Time passes only while nobody has anything to do.
+    #[tokio::test(start_paused = true)]
     async fn a_refusing_guest_is_asked_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let uds = dir.path().join("v.sock");
@@ -270,6 +278,22 @@ mod tests {
         let error = tokio::select! {
             result = connect_retry(&uds, 7, deadline) => result.expect_err("always refused"),
             () = refusing => unreachable!("the guest never stops refusing"),
+        };
+        assert!(
+            matches!(error, ConnectError::GuestRefused { port: 7 }),
+            "{error:?}"
+        );
+
+        // Refused once and then not answered in what is left of the time: the refusal says more.
+        let guest = async {
+            drop(vmm(&listener, b"").await);
+            let _silent = vmm(&listener, b"").await;
+            std::future::pending::<()>().await;
+        };
+        let deadline = Instant::now() + Duration::from_millis(250);
+        let error = tokio::select! {
+            result = connect_retry(&uds, 7, deadline) => result.expect_err("no answer"),
+            () = guest => unreachable!("the guest stays silent"),
         };
         assert!(
             matches!(error, ConnectError::GuestRefused { port: 7 }),
