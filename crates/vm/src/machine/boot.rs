@@ -1,25 +1,25 @@
 //! From a spec to a VM whose agent answers.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fc_client::host::kvm::{self, Kvm};
-use fc_client::{Vmm, VmmEnd};
+use fc_client::Vmm;
 use fc_config::Config;
 use fc_drives::{Attach, BootOnly, DriveMountSlot, Drives, Layout, StubDrives};
 use fc_errors::chain;
 use fc_host_file::HostFile;
-use fc_jailer::{DriveFile, Jailer, Role, Runc, Setup, Start, Unjailed};
+use fc_jailer::{Jailer, Role, Runc, Setup, Start, Unjailed};
 use fc_proto::guest::ANNOUNCE_PORT;
 use tokio::time::Instant;
 
 use super::backend::{Mounter, Patcher};
+use super::boot_failure::{Failure, emulates, ended, explain, name_kvm, not_started};
 use super::configure::{Shown, configure};
 use super::error::BootError;
 use super::fifos::Fifos;
 use super::guest::{Guest, GuestError, announcement};
-use super::last_words::{Console, LastLog};
+use super::last_words::Console;
 use super::preflight::DriveFiles;
 use super::spec::drive_mount_field;
 use super::vmm_id::vmm_id;
@@ -32,12 +32,6 @@ use crate::timeline::Timeline;
 /// Agents of the original never announce themselves; this long after the start of the guest
 /// they begin to be looked for, unless the root image says that its agent is one of ours.
 const POLL_AFTER: Duration = Duration::from_secs(1);
-/// File name of the VMM that needs no KVM.
-const EMULATOR: &str = "firecracker-tcg";
-/// How long the VMM may take to end after its guest's agent said that it cannot serve.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-/// How long a copy may take to fail after something else did for want of room.
-const COPY_FAILURE: Duration = Duration::from_millis(500);
 
 /// Boots the VM of `spec` in its directory, which exists and is locked by the caller, and attaches its
 /// drive mounts. `state` is the record there, to which the VMM is added. `progress` can be watched meanwhile.
@@ -115,27 +109,6 @@ async fn prepare(
         request: request.clone(),
     };
     Ok(Arc::new(Runc::prepare(setup).await?))
-}
-
-/// Whether a VMM needs no KVM, because it emulates a CPU of its own.
-fn emulates(vmm: &Path) -> bool {
-    vmm.file_name().is_some_and(|name| name == EMULATOR)
-}
-
-/// A failure on a host whose KVM is not what the VMM needs says so first. Nothing is refused
-/// beforehand: a paravirtual KVM does run guests that are made for it.
-fn name_kvm(error: BootError, vmm: PathBuf) -> BootError {
-    if emulates(&vmm) || !error.may_be_of_the_vmm() {
-        return error;
-    }
-    match kvm::probe() {
-        Kvm::Hardware => error,
-        kvm => BootError::Kvm {
-            vmm,
-            kvm,
-            source: Box::new(error),
-        },
-    }
 }
 
 /// Where and how a VM boots.
@@ -363,54 +336,5 @@ fn layout(spec: &VmSpec) -> Layout {
             .collect(),
         shared: spec.shared_slots,
         volumes: spec.volume_slots,
-    }
-}
-
-enum Failure {
-    Boot(BootError),
-    Guest(GuestError),
-}
-
-impl<E: Into<BootError>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Boot(error.into())
-    }
-}
-
-/// Why the VMM did not start: a copy that fills the disk lets the OCI runtime, which says less of it, fail too.
-async fn not_started(error: BootError, root: DriveFile) -> BootError {
-    match tokio::time::timeout(COPY_FAILURE, root.complete()).await {
-        Ok(Err(copying)) => copying.into(),
-        _ => error,
-    }
-}
-
-/// Adds the guest's last words to a failure. A dying VMM shows itself as a broken connection
-/// first; its end is then the better explanation.
-async fn explain(failure: Failure, vmm: &Vmm) -> BootError {
-    match failure {
-        Failure::Boot(error) => error,
-        Failure::Guest(error) => {
-            let end = tokio::time::timeout(LAST_WORDS, vmm.exited()).await;
-            let explained = matches!(
-                error,
-                GuestError::Agent(_) | GuestError::Protocol { .. } | GuestError::Announcement(_)
-            );
-            match end {
-                Ok(end) if !explained => ended(end),
-                _ => BootError::Guest {
-                    error,
-                    console: Console::new(vmm.console()),
-                },
-            }
-        }
-    }
-}
-
-fn ended(end: VmmEnd) -> BootError {
-    BootError::Ended {
-        status: end.status,
-        console: Console::new(end.last_output),
-        log: LastLog::new(end.last_log),
     }
 }

@@ -2,6 +2,7 @@
 
 mod backend;
 mod boot;
+mod boot_failure;
 mod configure;
 mod diagnosis;
 mod error;
