@@ -105,14 +105,22 @@ impl<'a> Tasks<'a> {
             id: started.id.clone(),
             ..WaitRequest::default()
         };
-        let delete = DeleteRequest {
-            id: started.id,
+        let waited = self.call(async |tasks, context| tasks.wait(context, &wait).await);
+        self.delete(&started.id).expect("Delete");
+        (waited.expect("Wait").exit_status, text)
+    }
+
+    /// Deletes a container, without asking first whether it has ended, as a client of containerd does.
+    ///
+    /// # Errors
+    /// What the shim answers.
+    pub fn delete(&self, id: &str) -> ttrpc::Result<()> {
+        let request = DeleteRequest {
+            id: id.to_owned(),
             ..DeleteRequest::default()
         };
-        let waited = self.call(async |tasks, context| tasks.wait(context, &wait).await);
-        let deleted = self.call(async |tasks, context| tasks.delete(context, &delete).await);
-        deleted.expect("Delete");
-        (waited.expect("Wait").exit_status, text)
+        self.call(async |tasks, context| tasks.delete(context, &request).await)
+            .map(drop)
     }
 
     /// Sends a signal to the container's first process.

@@ -8,6 +8,7 @@ use std::process::Command;
 use crate::OnInstance;
 use crate::drives::status;
 use crate::fixture::{Finished, Instance, finish};
+use crate::task_api::Tasks;
 
 /// Run with the machine's containerd.
 pub const TESTS: &[(&str, OnInstance)] = &[
@@ -328,6 +329,12 @@ fn write_back(on: &Instance) {
         "-c",
         "echo x > /before-pause; echo ready; sleep 600",
     ];
+    let options = [
+        "--annotation",
+        WRITE_BACK,
+        "--annotation",
+        "aws.firecracker.vm.id=written-back",
+    ];
     on.run_detached(&options, id, &sleeps);
     on.ctr(&[
         "task",
@@ -343,8 +350,25 @@ fn write_back(on: &Instance) {
     on.ctr(&["task", "pause", id]).expect(0);
     assert!(diff(on, id).iter().any(|name| name == "before-pause"));
     on.ctr(&["task", "resume", id]).expect(0);
+
+    // What still runs is not deleted, and the snapshot stays as it was.
+    on.ctr(&[
+        "task",
+        "exec",
+        "--exec-id",
+        "write",
+        id,
+        "/bin/sh",
+        "-c",
+        "echo x > /after-pause",
+    ])
+    .expect(0);
+    let error = Tasks::of(on, "written-back").delete(id).unwrap_err();
+    assert!(error.to_string().contains("still runs"), "{error}");
+    assert!(!diff(on, id).iter().any(|name| name == "after-pause"));
     on.ctr(&["task", "kill", "-s", "SIGKILL", id]).expect(0);
     on.remove(id);
+    crate::shared_vm::stop_vm(on, "written-back");
 }
 
 fn nothing_back(on: &Instance) {

@@ -38,7 +38,7 @@ pub async fn delete(shim: &Arc<Shim>, request: DeleteRequest) -> Result<DeleteRe
     {
         // Before the guest takes the container's disk apart. Should it fail, the task stays as it is, for
         // another attempt.
-        write_back.run(shim, running, &task.id).await?;
+        write_back.run_last(shim, running, &task.id).await?;
     }
     let (guest_pid, exit) = match &running {
         Some(running) => delete_in(shim, running, &process, &request).await?,

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use fc_client::text::excerpt;
 use fc_proto::guest::{ExportUpperRequest, feature};
-use fc_proto::task::api::CreateTaskRequest;
+use fc_proto::task::api::{CreateTaskRequest, StateRequest, Status};
+use fc_proto::ttrpc::{Code, Error as RpcError};
 use fc_rootfs::{ImportError, TarError, import_upper, upper_dir};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
@@ -40,6 +41,9 @@ static TURN: Mutex<()> = Mutex::const_new(());
 /// Why nothing was brought back; the snapshot is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteBackError {
+    /// It is to be deleted, and the guest would refuse that.
+    #[error("It still runs: kill it and wait for its end before deleting it")]
+    Runs,
     /// What the guest sent cannot be used, or not be written.
     #[error(transparent)]
     Import(#[from] ImportError),
@@ -95,6 +99,35 @@ impl WriteBack {
         }
         let limit = spec.disk_size(&shim.config)?;
         Ok(Some(Self { upper, limit }))
+    }
+
+    /// Brings back what the container `id` has written, before it is deleted.
+    ///
+    /// # Errors
+    /// When it runs, and as [`WriteBack::run`]'s; the snapshot is as it was then.
+    pub async fn run_last(
+        &self,
+        shim: &Shim,
+        running: &Running,
+        id: &str,
+    ) -> Result<(), CallError> {
+        let guest = running.machine.guest();
+        let request = StateRequest {
+            id: id.to_owned(),
+            ..StateRequest::default()
+        };
+        match guest.tasks().state(guest.context(), &request).await {
+            Ok(state) => match state.status.enum_value() {
+                Ok(Status::RUNNING | Status::PAUSED) => Err(CallError::WriteBack {
+                    task: id.to_owned(),
+                    source: WriteBackError::Runs,
+                }),
+                _ => self.run(shim, running, id).await,
+            },
+            // An earlier attempt's deletion, which came after this; its answer was lost.
+            Err(RpcError::RpcStatus(status)) if status.code() == Code::NOT_FOUND => Ok(()),
+            Err(error) => Err(lost(shim, error)),
+        }
     }
 
     /// Brings back what the container `id`, which does not run at the moment, has written.

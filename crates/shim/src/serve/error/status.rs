@@ -8,6 +8,7 @@ use fc_proto::ttrpc::{self, Code, get_status};
 use fc_vm::machine::Class;
 
 use super::{CallError, Refusal, StartError};
+use crate::serve::write_back::WriteBackError;
 
 /// Longest text of a status, in bytes.
 const MAX_TEXT: usize = 8 << 10;
@@ -37,6 +38,10 @@ impl CallError {
             Self::Volume { source, .. } if source.is_refusal() => Code::INVALID_ARGUMENT,
             Self::Volume { source, .. } if source.is_in_use() => Code::FAILED_PRECONDITION,
             Self::Drive { source, .. } => drive_code(source),
+            Self::WriteBack {
+                source: WriteBackError::Runs,
+                ..
+            } => Code::FAILED_PRECONDITION,
             Self::Io(error) if error.is_unsupported() => Code::UNIMPLEMENTED,
             Self::Vmm { refusal, error } => vmm_code(*refusal, error),
             Self::Stopping | Self::Guest(_) => Code::UNAVAILABLE,
