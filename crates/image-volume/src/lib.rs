@@ -36,8 +36,9 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
+use fc_rootfs::directory_in_root;
 use fc_volume::{HostVolume, VolumeProvider};
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -243,14 +244,12 @@ fn find(
 /// The directory `path` in `root` without any link in it; `None` if there is none. The file system is read-only:
 /// nobody makes a link of it later.
 fn directory(root: &OwnedFd, at: &Path, path: &str) -> Result<Option<PathBuf>, ImageVolumeError> {
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let failed = |error: io::Error| ImageVolumeError::Volume(path.to_owned(), error);
     let refused = || ImageVolumeError::VolumePath(path.to_owned());
     if !Path::new(path).is_absolute() {
         return Err(refused());
     }
-    let dir = match openat2(root, path, flags, Mode::empty(), inside) {
+    let dir = match directory_in_root(root, Path::new(path)) {
         Ok(dir) => dir,
         Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(failed(error.into())),

@@ -6,6 +6,7 @@
 //! - `cache`: files made once and shared by all VMs of the host.
 //! - `merge`: many layers become one read-only EROFS image.
 //! - `disk`: a container's own writable ext4 disk.
+//! - [`directory_in_root`]: a directory in a tree that is not to be left.
 //! - [`mount_view`]: the same content on the host, for its own programs.
 //! - [`mkfs`]: the programs that make filesystems in files, for other crates too.
 //!
@@ -17,6 +18,7 @@ mod disk;
 mod erofs;
 mod image;
 mod import;
+mod in_root;
 mod layers;
 mod loop_mount;
 mod merge;
@@ -38,6 +40,7 @@ pub use crate::image::Image;
 #[cfg(feature = "fuzzing")]
 pub use crate::import::read_for_fuzzing;
 pub use crate::import::{ImportError, Imported, TarError, import_upper};
+pub use crate::in_root::directory_in_root;
 pub use crate::layers::LayerError;
 pub use crate::merge::MergeError;
 use crate::merge::Merger;

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Instant;
 
 use fc_host_file::{Access, HostFile, HostFileError};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_bind,
     mount_change, move_mount, unmount,
@@ -22,6 +22,7 @@ use rustix::mount::{
 use rustix::process::chdir;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::in_root::directory_in_root;
 use crate::layers::{Layer, Layers, identity};
 use crate::loop_mount;
 use crate::mkfs::{self, MkfsError};
@@ -171,10 +172,9 @@ fn add_part(name: &str, part: &Part) -> Result<(), MergeError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // What was mounted last, if there is something already.
         let rootfs = open(ROOTFS, flags, Mode::empty())?;
-        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let target = match part.target.as_str() {
             "" => rootfs,
-            target => openat2(&rootfs, target, flags, Mode::empty(), inside)?,
+            target => directory_in_root(&rootfs, Path::new(target))?,
         };
         let merged = Path::new(name).join(MERGED);
         Ok(move_mount(

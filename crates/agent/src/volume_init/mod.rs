@@ -9,6 +9,7 @@ mod copy;
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -129,7 +130,7 @@ fn copy_all(input: &Input) -> Result<(), Error> {
             error,
         };
         let from = open(&input.from, DIRECTORY, Mode::empty())
-            .and_then(|root| openat2(root, volume, beneath(ResolveFlag::RESOLVE_IN_ROOT)))
+            .and_then(|root| in_root(&root, volume))
             .map_err(opened)?;
         let to = make(&input.to, &names)?;
         Copier::default()
@@ -150,6 +151,17 @@ fn beneath(how: ResolveFlag) -> OpenHow {
     OpenHow::new()
         .flags(DIRECTORY)
         .resolve(how | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+}
+
+/// The directory at `path`, which links in it do not lead out of `root`.
+fn in_root(root: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    loop {
+        match openat2(root, path, beneath(ResolveFlag::RESOLVE_IN_ROOT)) {
+            // Something was renamed or mounted while a `..` was followed, and the kernel wants to be asked again.
+            Err(Errno::EAGAIN) => {}
+            result => return result,
+        }
+    }
 }
 
 /// The components of `path` below a root, which `..` does not leave.
