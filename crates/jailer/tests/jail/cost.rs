@@ -20,6 +20,7 @@ fn disk(runtime: &Runtime) {
         let bound = disk_use(runtime, ExposePolicy::Bind).await;
         assert!(bound < OVERHEAD, "{bound} bytes");
         let copied = disk_use(runtime, ExposePolicy::Copy).await;
+        assert!(copied > bound, "the copy is not there: {copied} bytes");
         assert!(copied < IMAGE_DATA + OVERHEAD, "{copied} bytes");
     });
 }
