@@ -22,8 +22,9 @@ pub const SHUTDOWN_BOUND: Duration = Duration::from_millis(2500);
 /// How long clients may keep their connections after the shim's work is done: those that have their last
 /// answer yet to read close them, and containerd keeps its own for as long as it has a task here.
 pub const LAST_ANSWER_BOUND: Duration = Duration::from_millis(500);
-/// How long containerd may take over the last events.
-pub const FLUSH_BOUND: Duration = Duration::from_secs(2);
+/// How long containerd may take over the last events, which are lost with the shim. Less than who asked for the VM's
+/// end waits for the shim's.
+pub const FLUSH_BOUND: Duration = Duration::from_secs(5);
 /// How long containerd may take to say Shutdown after a task's end.
 const SHUTDOWN_EXPECTED_BOUND: Duration = Duration::from_secs(10);
 /// How long tasks of a VM that has ended may stay to be deleted.
