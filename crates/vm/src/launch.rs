@@ -15,7 +15,7 @@ use fc_proto::control::CreateVMRequest;
 use crate::address;
 use crate::dir::VmDir;
 use crate::ident::InvalidIdentifier;
-use crate::lock::{LockError, ShimLock, StartLock};
+use crate::lock::{COPY_INTERVAL, LockError, ShimLock, StartLock};
 use crate::process::ProcessId;
 use crate::spawn;
 use crate::state::{self, Sockets, State, StateError, UndoError};
@@ -35,8 +35,6 @@ pub const LOCK_FD_ENV: &str = "FIRECRACKER_LOCK_FD";
 
 /// How long a shim that is ending may take until its VM id is free again.
 const ENDING_SHIM_BOUND: Duration = Duration::from_secs(10);
-/// Time between two looks at a lock that nobody should hold.
-const COPY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What is needed to start a shim.
 #[derive(Debug)]

@@ -11,10 +11,14 @@ use std::fs::{File, OpenOptions, create_dir_all};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::dir::{LOCK, VmDir};
+
+/// Time between two looks at a lock that nobody should hold; nothing tells when a copy of it goes.
+pub(crate) const COPY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Why a VM's lock could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +39,15 @@ impl LockError {
 #[derive(Debug)]
 pub struct StartLock {
     dir: VmDir,
-    _dir_fd: File,
+    dir_fd: File,
+}
+
+impl Drop for StartLock {
+    fn drop(&mut self) {
+        // Closing it is not enough: a process that another thread is just starting has a copy until its program
+        // runs. This can only fail for a descriptor that is none.
+        let _ = flock(&self.dir_fd, FlockOperation::Unlock);
+    }
 }
 
 /// The shim lock; released when every process that has the file closed it.
@@ -94,7 +106,7 @@ impl StartLock {
             if same_file(&fd, dir.path())? {
                 return Ok(Some(Self {
                     dir: dir.clone(),
-                    _dir_fd: fd,
+                    dir_fd: fd,
                 }));
             }
         }
@@ -116,7 +128,7 @@ impl StartLock {
                 Ok(()) if same_file(&fd, dir.path()).map_err(error)? => {
                     return Ok(Some(Self {
                         dir: dir.clone(),
-                        _dir_fd: fd,
+                        dir_fd: fd,
                     }));
                 }
                 // Removed meanwhile, and perhaps made again.
