@@ -16,7 +16,7 @@ use tokio::net::UnixListener;
 pub struct Claimed {
     path: PathBuf,
     listener: Option<UnixListener>,
-    _lock: File,
+    lock: File,
 }
 
 /// Why an address cannot be served.
@@ -88,7 +88,7 @@ impl Claimed {
         Ok(Self {
             path: path.to_owned(),
             listener: Some(listener),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -102,6 +102,9 @@ impl Drop for Claimed {
     fn drop(&mut self) {
         // A socket that stays is stale, and the next daemon removes it.
         let _ = std::fs::remove_file(&self.path);
+        // Closing it is not enough: a shim that is just being started has a copy until its program runs. This can
+        // only fail for a descriptor that is none.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 

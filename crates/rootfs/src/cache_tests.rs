@@ -18,6 +18,15 @@ fn make(cache: &Cache, name: &str, content: &str) -> File {
         .unwrap()
 }
 
+/// Waits until nobody has the entry at `path`: a process that another test is just starting has a copy of its file
+/// until its program runs.
+fn wait_until_unused(path: &Path) {
+    let file = File::open(path).unwrap();
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+    // Not left to closing it, for the same reason.
+    flock(&file, FlockOperation::Unlock).unwrap();
+}
+
 #[test]
 fn concurrent_makers_make_an_entry_once() {
     let dir = tempfile::tempdir().unwrap();
@@ -107,7 +116,8 @@ fn a_user_s_lock_keeps_an_entry_from_being_removed() {
     let exclusive = FlockOperation::NonBlockingLockExclusive;
     assert_eq!(flock(&other, exclusive), Err(rustix::io::Errno::WOULDBLOCK));
     drop(used);
-    flock(&other, exclusive).unwrap();
+    // Waits for the copy that a process has which another test is just starting.
+    flock(&other, FlockOperation::LockExclusive).unwrap();
     // Somebody is about to remove it: it is made again rather than used.
     make(&cache, "a", "another");
     assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "another");
@@ -135,15 +145,22 @@ fn make_used(cache: &Cache, name: &str, age: u64) {
     file.set_times(times).unwrap();
 }
 
+/// As [`make_used`], and nobody has it any more.
+fn make_unused(cache: &Cache, dir: &Path, name: &str, age: u64) {
+    make_used(cache, name, age);
+    wait_until_unused(&dir.join(name));
+}
+
 #[test]
 fn the_longest_unused_go_first_and_what_is_used_stays() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path()).unwrap();
     for (name, age) in [("a", 100), ("b", 400), ("c", 300), ("d", 200)] {
-        make_used(&cache, name, age);
+        make_unused(&cache, dir.path(), name, age);
     }
     // Asking for it makes it the youngest; keeping it open makes it stay.
     drop(make(&cache, "b", "never written"));
+    wait_until_unused(&dir.path().join("b"));
     let used = make(&cache, "c", "never written");
     make_used(&cache, "c", 300);
     let upkeep = ImageCache::new(dir.path());
@@ -159,11 +176,13 @@ fn the_longest_unused_go_first_and_what_is_used_stays() {
     let limited = Cache::open(dir.path()).unwrap().limited(200 << 10);
     drop(make(&limited, "e", &"x".repeat(64 << 10)));
     assert_eq!(names(dir.path()), ["b", "c", "e", "merge"]);
+    wait_until_unused(&dir.path().join("e"));
     let removed = upkeep.prune(0).unwrap();
     assert_eq!(removed.len(), 2);
     assert_eq!(names(dir.path()), ["c", "merge"]);
     assert!(!upkeep.remove("c").unwrap());
     drop(used);
+    wait_until_unused(&dir.path().join("c"));
     assert!(upkeep.remove("c").unwrap());
     assert!(upkeep.remove("c").is_err() && upkeep.remove("merge").is_err());
     assert_eq!(ImageCache::new("/nonexistent").entries().unwrap(), []);
@@ -174,6 +193,7 @@ fn what_was_just_made_stays_in_a_cache_that_is_too_small() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path()).unwrap().limited(1);
     drop(make(&cache, "a", "content"));
+    wait_until_unused(&dir.path().join("a"));
     drop(make(&cache, "b", "content"));
     assert_eq!(names(dir.path()), ["b", "merge"]);
 }

@@ -206,8 +206,24 @@ fn remove_unused(dir: &Path, name: &str) -> Result<bool, CacheError> {
     }
 }
 
+/// An entry that nobody uses, or can use while this lives.
+struct Unused {
+    // Declared first, the file is closed first.
+    file: File,
+    _lock: Lock,
+}
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        // Closing it is not enough: a process that another thread is just starting has a copy until its program
+        // runs, and who wants the entry meanwhile would make it again. This can only fail for a descriptor that is
+        // none.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 /// Keeps everybody from using the entry while the result lives; `None` if somebody does.
-fn unused(dir: &Path, name: &str) -> Result<Option<(File, Lock)>, CacheError> {
+fn unused(dir: &Path, name: &str) -> Result<Option<Unused>, CacheError> {
     // First the right to make it: whoever finds the file locked waits for that, and looks again.
     let Some(lock) = Lock::try_take(dir, name)? else {
         return Ok(None);
@@ -221,8 +237,7 @@ fn unused(dir: &Path, name: &str) -> Result<Option<(File, Lock)>, CacheError> {
         Err(error) => return Err(failed(error)),
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        // Declared first, the file is let go of first.
-        Ok(()) => Ok(Some((file, lock))),
+        Ok(()) => Ok(Some(Unused { file, _lock: lock })),
         Err(Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(failed(error.into())),
     }
