@@ -128,12 +128,14 @@ fn exhausted(kind: Kind, limit: usize, quarantined: usize) -> String {
         Kind::ReadOnly => ("read-only image", IMAGES),
         Kind::Volume => ("volume", "VolumeSlots when creating the VM"),
     };
-    let stuck = match quarantined {
-        0 => String::new(),
-        count => format!(" ({count} of them could not be detached)"),
+    let stuck = match (quarantined, limit) {
+        (0, _) => String::new(),
+        (_, 1) => " (it could not be detached)".to_owned(),
+        (count, _) => format!(" ({count} of them could not be detached)"),
     };
     match limit {
         0 => format!("the VM was created without {noun} drives; set {remedy}"),
+        1 => format!("the only {noun} drive of the VM is in use{stuck}; set a larger {remedy}"),
         limit => {
             format!("all {limit} {noun} drives of the VM are in use{stuck}; set a larger {remedy}")
         }

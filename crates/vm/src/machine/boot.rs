@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::backend::{Mounter, Patcher};
 use super::boot_failure::{Failure, emulates, ended, explain, name_kvm, not_started};
-use super::configure::{Shown, configure};
+use super::configure::{self, Shown, configure};
 use super::error::BootError;
 use super::fifos::Fifos;
 use super::guest::{Guest, GuestError, announcement};
@@ -249,7 +249,7 @@ impl Host<'_> {
         configure(vmm.client(), self.config, spec, shown, stubs, emulates).await?;
         drop(configuring);
         let _starting = self.progress.begin("start the guest", WaitsFor::Vmm);
-        vmm.client().start_instance().await?;
+        configure::start(vmm.client(), spec, stubs).await?;
         self.jail.seal(dir::VSOCK)?;
         self.timeline.vm("instance_started");
         Ok(())
@@ -262,14 +262,15 @@ impl Host<'_> {
         ours: bool,
     ) -> Result<Guest, GuestError> {
         let vsock = self.ports.vsock();
+        // Later than the caller's deadline: that one is to be reported.
+        let beyond = self.deadline + POLL_AFTER;
         let booting = self.progress.begin("boot the guest", WaitsFor::Guest);
         let poll = async {
             if ours {
                 return std::future::pending().await;
             }
             tokio::time::sleep(POLL_AFTER).await;
-            // Longer than the caller waits: that bound is the one to be reported.
-            Guest::poll(self.vm_dir, vsock, self.deadline + POLL_AFTER).await
+            Guest::poll(self.vm_dir, vsock, beyond).await
         };
         let (guest, announced) = tokio::select! {
             biased;
@@ -281,7 +282,7 @@ impl Host<'_> {
         };
         drop(booting);
         let _introducing = self.progress.begin("configure the agent", WaitsFor::Guest);
-        guest.configure(announced, self.timeline).await?;
+        guest.configure(announced, beyond, self.timeline).await?;
         self.timeline.vm("agent_connected");
         Ok(guest)
     }

@@ -181,6 +181,23 @@ async fn a_drive_mount_that_fails_fails_the_boot_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn more_drives_than_the_vmm_has_room_for_are_told_by_their_fields() {
+    let Some(host) = Host::find() else { return };
+    let request = CreateVMRequest {
+        ContainerCount: 100,
+        ..request()
+    };
+    let dir = host.dir(&request.VMID);
+    let refused = host.boot(&dir, &request, &Progress::default()).await;
+    let error = refused.err().unwrap();
+    assert_eq!(error.class(), Class::Invalid);
+    let text = fc_errors::chain(&error);
+    assert!(text.starts_with("A VM with 1"), "{text}");
+    assert!(text.contains("ContainerCount"), "{text}");
+    dir.undo();
+}
+
+#[tokio::test]
 async fn the_emulator_boots_without_the_configured_template_and_refuses_a_requested_one() {
     let Some(mut host) = Host::find() else { return };
     let vmm = host.config.firecracker_binary_path.as_deref();

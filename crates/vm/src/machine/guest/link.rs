@@ -22,8 +22,6 @@ use super::words::heard;
 use super::{GuestError, NAMESPACE_KEY};
 use crate::timeline::now_ns;
 
-/// How long an agent may hesitate over a Configure.
-const ANSWER_BOUND: Duration = Duration::from_secs(30);
 /// Longest host name that Linux takes.
 const HOSTNAME_MAX: usize = 63;
 /// Bytes of randomness that a guest gets from the host.
@@ -58,12 +56,13 @@ impl Link {
     }
 
     /// Gives the VM its identity and learns what the agent can do; `None` from an agent
-    /// without the call, an old one, which never announces itself.
+    /// without the call, an old one, which never announces itself. An agent that hesitates is given up at `deadline`.
     pub(super) async fn configure(
         &self,
         namespace: &str,
         vm_id: &str,
         announced: bool,
+        deadline: Instant,
     ) -> Result<Option<Configured>, GuestError> {
         let mut random_seed = vec![0; SEED];
         std::fs::File::open("/dev/urandom")
@@ -77,7 +76,8 @@ impl Link {
             ..ConfigureRequest::default()
         };
         let sent = now_ns();
-        let answer = self.send(namespace, &request, ANSWER_BOUND).await;
+        let bound = deadline.saturating_duration_since(Instant::now());
+        let answer = self.send(namespace, &request, bound).await;
         let response = match answer {
             Ok(response) => response,
             Err(RpcError::RpcStatus(status)) if !announced && is_unknown_call(status.code()) => {

@@ -150,16 +150,17 @@ impl Guest {
         }
     }
 
-    /// Gives the VM its identity and learns what the agent can do.
+    /// Gives the VM its identity and learns what the agent can do, by `deadline`.
     pub(super) async fn configure(
         &self,
         announced: bool,
+        deadline: Instant,
         timeline: &Timeline,
     ) -> Result<(), GuestError> {
         let inner = &self.inner;
         let link = self.link();
         let configured = link
-            .configure(&inner.namespace, &inner.vm_id, announced)
+            .configure(&inner.namespace, &inner.vm_id, announced, deadline)
             .await?;
         if let Some(configured) = &configured {
             record_marks(&configured.response, configured.answered_ns, timeline);
@@ -184,7 +185,8 @@ impl Guest {
         let inner = &self.inner;
         let link = Link::connect(&inner.vsock, deadline).await?;
         if self.version().is_some() {
-            link.configure(&inner.namespace, &inner.vm_id, true).await?;
+            link.configure(&inner.namespace, &inner.vm_id, true, deadline)
+                .await?;
         }
         Ok(link)
     }
