@@ -238,7 +238,7 @@ async fn output_that_a_grandchild_holds_open_ends_after_the_grace() {
     assert_eq!(exec.finish().await.0, "first\n");
     let took = started.elapsed();
     assert!(
-        took >= Duration::from_secs(4) && took < Duration::from_secs(9),
+        took >= Duration::from_secs(4) && took < Duration::from_secs(50),
         "{took:?}"
     );
     drop(streams);

@@ -59,7 +59,7 @@ impl HostFile {
     /// Opens and locks the file at the absolute path `path`. Links are followed. What is neither a regular file nor a
     /// block device is not opened, so it cannot do or wait for anything.
     ///
-    /// Blocks for 200 ms if somebody uses the file, and 400 ms at most: a process that is just being started can have
+    /// Blocks for 1 s if somebody uses the file, and 2 s at most: a process that is just being started can have
     /// a copy of a descriptor that was closed everywhere else.
     ///
     /// # Errors

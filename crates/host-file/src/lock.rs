@@ -12,7 +12,7 @@ use crate::{Access, HostFileError};
 
 /// How long a file that was given up can seem to be in use: a process that this one is just starting has a copy of
 /// its descriptor until its program runs, which nothing tells.
-const COPY_BOUND: Duration = Duration::from_millis(200);
+const COPY_BOUND: Duration = Duration::from_secs(1);
 /// How often it is looked for.
 const COPY_PAUSE: Duration = Duration::from_millis(2);
 

@@ -323,9 +323,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("runtime");
         let script = "#!/bin/sh\necho waiting for something >&2\nexec sleep 600\n";
-        std::fs::write(&program, script).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&program, mode).unwrap();
+        fc_test_host::write_program(&program, script);
         let runtime = OciRuntime::new(&program, dir.path().to_owned(), "vm");
         let error = runtime.run(dir.path(), Duration::from_secs(1)).await;
         let text = error.unwrap_err().to_string();

@@ -3,7 +3,6 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -207,12 +206,10 @@ fn a_start_that_cannot_work_says_why() {
 
     // A QEMU that fails tells its own reason, and the VM can be started again.
     let fake = directory.path().join("qemu");
-    fs::write(
+    fc_test_host::write_program(
         &fake,
         "#!/bin/sh\necho qemu-system-x86_64: out of cheese >&2; exit 1\n",
-    )
-    .unwrap();
-    fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
+    );
     let vmm = Vmm::start_with(directory.path(), |command| {
         command.env("FIRECRACKER_TCG_QEMU", &fake);
     });

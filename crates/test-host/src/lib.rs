@@ -5,9 +5,10 @@
 
 use std::env;
 use std::fs;
+use std::io::Write;
 use std::panic;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -87,6 +88,28 @@ pub fn sh_bytes(script: &str, dir: &Path) -> Vec<u8> {
     end.stdout
 }
 
+/// Writes a program (mode 0755), by another process: one that this process has open for writing cannot be executed,
+/// and a process that another test is just starting has it open, too.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write_program(path: &Path, content: &str) {
+    let mut shell = Command::new("sh")
+        .args(["-euc", "rm -f \"$0\"; cat >\"$0\"; chmod 755 \"$0\""])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("a shell");
+    let mut stdin = shell.stdin.take().expect("piped");
+    stdin.write_all(content.as_bytes()).expect("a reader");
+    drop(stdin);
+    assert!(
+        shell.wait().expect("a shell").success(),
+        "{}",
+        path.display()
+    );
+}
+
 /// The names in a directory, sorted.
 ///
 /// # Panics
@@ -127,6 +150,17 @@ mod tests {
             ("sh", "dash"),
             ("no such program", "none")
         ]));
+    }
+
+    #[test]
+    fn a_program_that_was_just_written_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a program");
+        for said in ["one", "two"] {
+            write_program(&path, &format!("#!/bin/sh\necho {said}\n"));
+            let end = Command::new(&path).output().unwrap();
+            assert_eq!(end.stdout, format!("{said}\n").as_bytes());
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::list::{CleanUp, clean_up};
+use fc_test_host::write_program;
 use std::io::Read;
 
 /// A stand-in for a shim: it reports its stdin, environment and descriptors, and does nothing more. Until then its children
@@ -14,8 +15,7 @@ exec sleep 60
 
 fn launch_in(base: &Path) -> Launch {
     let program = base.join("shim.sh");
-    std::fs::write(&program, STAND_IN).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, STAND_IN);
     Launch {
         base: base.join("vms"),
         namespace: "ns".into(),
@@ -121,7 +121,7 @@ fn failed_launch_leaves_nothing() {
 fn the_log_may_be_a_pipe_of_the_caller() {
     let base = tempfile::tempdir().unwrap();
     let mut config = launch_in(base.path());
-    std::fs::write(&config.program, "#!/bin/sh\necho a line >&2\n").unwrap();
+    write_program(&config.program, "#!/bin/sh\necho a line >&2\n");
     let (mut reader, writer) = io::pipe().unwrap();
     config.log = ShimLog::Fd(writer.into());
     let mut launched = launch(&config).unwrap();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::server::Server;
 use fc_client::{ApiError, FifoDrain, LaunchError, StopError, Vmm, VmmCommand, VmmEnd};
+use fc_test_host::write_program;
 
 /// For what happens at once, unless something is wrong or the host is very busy.
 pub const BOUND: Duration = Duration::from_secs(30);
@@ -17,18 +18,6 @@ fn command(dir: &Path, body: &str) -> VmmCommand {
     let binary = dir.join("vmm");
     write_program(&binary, &format!("#!/bin/sh\n{body}\n"));
     VmmCommand::new(binary, "vm", dir)
-}
-
-/// Writes an executable file by another process: one that this process has open for writing cannot be run, and
-/// other tests fork while it is open.
-fn write_program(path: &Path, content: &str) {
-    let source = path.with_extension("source");
-    std::fs::write(&source, content).expect("a file");
-    let install = std::process::Command::new("install")
-        .arg("-m755")
-        .args([&source, path])
-        .status();
-    assert!(install.expect("install").success());
 }
 
 pub fn server(dir: &Path, info: &'static str) -> Server {

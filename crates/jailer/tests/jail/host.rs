@@ -10,6 +10,8 @@ use fc_client::Vmm;
 use fc_host_file::{Access, HostFile};
 use fc_jailer::{CpusetList, ExposePolicy, JailRequest, Jailer, Runc, Setup, Start, User};
 
+use fc_test_host::write_program;
+
 use crate::stand_in::Orders;
 
 /// The template that is shipped.
@@ -78,8 +80,7 @@ impl Runtime {
             return self.file().to_owned();
         }
         let wrapper = directory.join("crun");
-        fs::write(&wrapper, CRUN_ON_HYBRID).unwrap();
-        executable(&wrapper);
+        write_program(&wrapper, CRUN_ON_HYBRID);
         wrapper
     }
 }
@@ -89,11 +90,6 @@ pub fn link(program: &Path, name: &Path) {
     if fs::hard_link(program, name).is_err() {
         fs::copy(program, name).unwrap();
     }
-}
-
-pub fn executable(path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// A directory with a VM's directory in it, which is checked for leftovers in the end.

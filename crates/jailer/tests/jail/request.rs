@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use fc_jailer::{JailError, JailRequest, Jailer, Runc, Setup, Start, StartError};
+use fc_test_host::write_program;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::Test;
-use crate::host::{Host, Runtime, block_on, executable};
+use crate::host::{Host, Runtime, block_on};
 use crate::security::end;
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -77,8 +78,7 @@ fn a_vmm_that_cannot_be_executed(runtime: &Runtime) {
         fs::create_dir(&place).unwrap();
         mount("none", &place, "tmpfs", MountFlags::NOEXEC, None).unwrap();
         let vmm = place.join("vmm");
-        fs::write(&vmm, "").unwrap();
-        executable(&vmm);
+        write_program(&vmm, "");
         host.vmm = vmm;
         let error = Runc::prepare(host.setup()).await.err().expect("an error");
         let text = error.to_string();

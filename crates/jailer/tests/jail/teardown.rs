@@ -9,10 +9,11 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use fc_jailer::{Jailer, StartError};
+use fc_test_host::write_program;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::Test;
-use crate::host::{Host, Runtime, block_on, executable, open};
+use crate::host::{Host, Runtime, block_on, open};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("teardown::the_vmm_is_killed", the_vmm_is_killed),
@@ -92,8 +93,7 @@ fn the_runtime_is_killed(runtime: &Runtime) {
                 host.runc.display()
             );
             let wrapper = host.base.path().join("killed-runc");
-            fs::write(&wrapper, script).unwrap();
-            executable(&wrapper);
+            write_program(&wrapper, &script);
             host.runc = wrapper;
             let jail = host.prepare().await;
             // It may have been fast enough.
@@ -201,8 +201,7 @@ fn the_vmm_does_not_start(runtime: &Runtime) {
         let host = Host::new(runtime);
         // Not written to: it may be the test program by another name.
         fs::remove_file(&host.vmm).unwrap();
-        fs::write(&host.vmm, "#!/no/such/interpreter\n").unwrap();
-        executable(&host.vmm);
+        write_program(&host.vmm, "#!/no/such/interpreter\n");
         let jail = host.prepare().await;
         let error = jail
             .start(fc_jailer::Start::default())
@@ -239,8 +238,7 @@ fn stubborn(host: &mut Host) {
         host.runc.display()
     );
     let wrapper = host.base.path().join("stubborn-runc");
-    fs::write(&wrapper, script).unwrap();
-    executable(&wrapper);
+    write_program(&wrapper, &script);
     host.runc = wrapper;
 }
 

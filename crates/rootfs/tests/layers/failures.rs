@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use fc_rootfs::{ContainerFiles, Mount, Rootfs, Settings};
-use fc_test_host::can_mount_images;
+use fc_test_host::{can_mount_images, write_program};
 
 use crate::snapshots::Host;
 use crate::{base, prepare};
@@ -62,8 +61,7 @@ async fn a_snapshot_that_does_not_fit_its_disk_is_told() {
 
 fn script(host: &Host, text: &str) -> PathBuf {
     let path = host.path("mkfs");
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, &format!("#!/bin/sh\n{text}\n"));
     path
 }
 

@@ -313,6 +313,9 @@ async fn a_view_needs_no_disk() {
     assert_same(&listing(&layers[0]), &list_image(&host, image.path()));
 }
 
+/// How long a container may wait for its disk.
+const READY: Duration = Duration::from_millis(20);
+
 #[tokio::test]
 async fn a_disk_is_ready_at_once_thin_and_clean() {
     if !can_mount_images() {
@@ -322,7 +325,11 @@ async fn a_disk_is_ready_at_once_thin_and_clean() {
     let layers = host.layer("1", &[], "chmod 0711 .");
     drop(prepare(&host, &host.active("2", &layers), "first").await);
     let mut times = Vec::new();
-    for number in 0..5 {
+    // On a busy machine some try or other is not disturbed.
+    let begin = Instant::now();
+    while !times.iter().any(|took| *took < READY) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{times:?}");
+        let number = times.len();
         let mount = host.active(&format!("s{number}"), &layers);
         let begin = Instant::now();
         let (_image, disk) = prepare(&host, &mount, &format!("c{number}")).await;
@@ -344,6 +351,4 @@ async fn a_disk_is_ready_at_once_thin_and_clean() {
         );
     }
     println!("image and disk from the cache: {times:?}");
-    // A few milliseconds on an idle machine. What takes longer than this on a busy one hangs.
-    assert!(times.iter().min().unwrap() < &Duration::from_secs(5));
 }

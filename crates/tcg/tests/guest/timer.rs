@@ -1,13 +1,12 @@
 //! A guest whose processor the host does not run while the kernel measures its timer.
 
-use std::fs::Permissions;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fc_tcg::qemu::{QEMU_VARIABLE, find};
+use fc_test_host::write_program;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
@@ -28,8 +27,7 @@ impl Monitor {
             find().unwrap().display(),
             socket.display()
         );
-        fs::write(&script, text).unwrap();
-        fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+        write_program(&script, &text);
         script
     }
 

@@ -116,7 +116,7 @@ mod tests {
     /// What `sh` does as a VMM that takes SIGTERM, and as one that does not.
     const ENDS: &str = "trap 'exit 7' TERM; echo; read line";
     const STAYS: &str = "trap '' TERM; echo; read line";
-    const BOUND: Duration = Duration::from_secs(2);
+    const BOUND: Duration = Duration::from_secs(4);
 
     /// Runs a script that says a line when it is ready, beside an API that answers a version. The child's input is
     /// open as long as the child is kept; the VMM is who waits for its end.

@@ -6,7 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::host::{Runtime, TEMPLATE, executable};
+use fc_test_host::write_program;
+
+use crate::host::{Runtime, TEMPLATE};
 
 /// What the guest boots from, besides the kernel.
 pub struct Files {
@@ -68,7 +70,7 @@ pub fn make(dir: &Path) -> Result<Files, String> {
     let initrd = dir.join("initrd.d");
     directories(&initrd, &["dev", "root", "modules"])?;
     copy(busybox, &initrd.join("busybox"))?;
-    script(&initrd.join("init"), FIND_ROOT)?;
+    write_program(&initrd.join("init"), FIND_ROOT);
     copy_modules(&modules, &DISK_MODULES, &initrd)?;
 
     let root = dir.join("root.d");
@@ -79,7 +81,7 @@ pub fn make(dir: &Path) -> Result<Files, String> {
         // One of them is itself.
         let _ = symlink("busybox", root.join("bin").join(applet));
     }
-    script(&root.join("init"), RUN_TESTS)?;
+    write_program(&root.join("init"), RUN_TESTS);
     copy_modules(&modules, &TEST_MODULES, &root)?;
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     copy(&this, &root.join("jail"))?;
@@ -177,12 +179,6 @@ fn copy(from: &Path, to: &Path) -> Result<(), String> {
         let (from, to) = (from.display(), to.display());
         format!("Cannot copy {from} to {to}: {error}")
     })
-}
-
-fn script(path: &Path, text: &str) -> Result<(), String> {
-    fs::write(path, text).map_err(|error| error.to_string())?;
-    executable(path);
-    Ok(())
 }
 
 /// What a program prints.
