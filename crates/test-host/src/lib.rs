@@ -27,15 +27,18 @@ pub fn has_root(activity: &str) -> bool {
 /// Whether all programs are in `PATH`; each comes with the name of its Debian package.
 #[must_use]
 pub fn has_programs(programs: &[(&str, &str)]) -> bool {
+    let missing = missing(programs);
+    if let Some((program, package)) = missing {
+        println!("SKIPPED: {program} is missing; install {package}");
+    }
+    missing.is_none()
+}
+
+fn missing<'a>(programs: &[(&'a str, &'a str)]) -> Option<(&'a str, &'a str)> {
     let path = env::var_os("PATH").unwrap_or_default();
     let installed = |program: &str| env::split_paths(&path).any(|dir| dir.join(program).is_file());
-    for (program, package) in programs {
-        if !installed(program) {
-            println!("SKIPPED: {program} is missing; install {package}");
-            return false;
-        }
-    }
-    true
+    let mut programs = programs.iter().copied();
+    programs.find(|(program, _)| !installed(program))
 }
 
 /// Whether images of file systems, EROFS and ext4, can be made and mounted.
@@ -145,11 +148,9 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_noticed() {
-        assert!(has_programs(&[("sh", "dash")]));
-        assert!(!has_programs(&[
-            ("sh", "dash"),
-            ("no such program", "none")
-        ]));
+        let (shell, none) = (("sh", "dash"), ("no such program", "none"));
+        assert_eq!(missing(&[shell]), None);
+        assert_eq!(missing(&[shell, none]), Some(none));
     }
 
     #[test]
