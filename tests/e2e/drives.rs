@@ -349,8 +349,10 @@ fn pulled_plug(setup: &Setup, flavor: &Flavor) {
         let file = point.join(format!("d{}/{n}", n % 7));
         std::fs::read_to_string(file).is_ok_and(|text| text == format!("{n}\n"))
     });
-    let mut unmounted = Command::new("umount");
-    unmounted.arg(&point);
+    // A process that another test is just starting may have a file of it open, until its program runs.
+    let mut unmounted = Command::new("timeout");
+    let until = "until umount \"$0\"; do sleep 0.1; done";
+    unmounted.args(["60", "sh", "-c", until]).arg(&point);
     finish(unmounted).expect(0);
     let log = log.expect("the log");
     let lines: Vec<u64> = log.lines().filter_map(|line| line.parse().ok()).collect();

@@ -84,7 +84,8 @@ mod tests {
             assert_eq!(fs::read_to_string(at.join("b")).unwrap(), "lower");
             let error = fs::write(at.join("c"), "").unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
-            unmount(&at, UnmountFlags::NOFOLLOW).unwrap();
+            // A process that another test is just starting may have a file of it open.
+            unmount(&at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).unwrap();
             assert_eq!(fs::read_dir(&at).unwrap().count(), 0);
         });
     }

@@ -290,7 +290,7 @@ fn all_failures_are_told_together(runtime: &Runtime) {
         }
 
         for path in &busy {
-            unmount(path, UnmountFlags::empty()).unwrap();
+            unmount(path, UnmountFlags::DETACH).unwrap();
         }
         assert!(jail.close().await.is_empty());
         host.assert_clean();

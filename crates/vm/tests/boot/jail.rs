@@ -142,7 +142,8 @@ async fn a_disk_that_is_full_of_copies_is_the_reason() {
         }
         dir.undo();
     }
-    unmount(&vms, UnmountFlags::empty()).unwrap();
+    // A process that another test is just starting may have a file of it open.
+    unmount(&vms, UnmountFlags::DETACH).unwrap();
 }
 
 #[tokio::test]
