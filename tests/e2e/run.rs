@@ -1,6 +1,6 @@
 //! `ctr run`: exit codes, streams, signals, VM size.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ pub const SMOKE: &[(&str, OnInstance)] = &[
 /// Run with the machine's containerd.
 pub const TESTS: &[(&str, OnInstance)] = &[
     ("run::eight_mib_then_exit", eight_mib_then_exit),
+    ("run::output_is_read_late", output_is_read_late),
     (
         "run::stdin_reaches_the_container",
         stdin_reaches_the_container,
@@ -55,6 +56,23 @@ fn eight_mib_then_exit(on: &Instance) {
     assert!(done.stdout.iter().all(|b| *b == b'o'), "stdout is mixed up");
     assert_eq!(done.stderr.len(), 8 << 20);
     assert!(done.stderr.bytes().all(|b| b == b'e'), "stderr is mixed up");
+}
+
+/// What is on its way when the process ends fits the buffers in between, and ctr 1.6.20 reads nothing more once it
+/// knows of the end.
+fn output_is_read_late(on: &Instance) {
+    let script = "dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' o; exit 3";
+    let mut ctr = on.run_command(&["--rm"], "late", &["/bin/sh", "-c", script]);
+    let mut child = ctr.stdout(Stdio::piped()).spawn().expect("ctr");
+    let mut stdout = child.stdout.take().expect("piped");
+    let mut most = vec![0; (8 << 20) - (256 << 10)];
+    stdout.read_exact(&mut most).expect("output");
+    std::thread::sleep(Duration::from_secs(2));
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).expect("output");
+    assert_eq!(child.wait().expect("ctr").code(), Some(3));
+    assert_eq!(most.len() + rest.len(), 8 << 20);
+    assert!(most.iter().chain(&rest).all(|b| *b == b'o'), "mixed up");
 }
 
 fn stdin_reaches_the_container(on: &Instance) {

@@ -185,10 +185,11 @@ pub fn watch_exit(shim: &Arc<Shim>, running: &Arc<Running>, process: Arc<Process
                 if process.exec_id.is_empty() {
                     shim.timeline.task(&process.task_id, "task_exited");
                 }
-                process.set_exit(Exit {
+                let exit = Exit {
                     status: response.exit_status,
                     at: response.exited_at.unwrap_or_default(),
-                });
+                };
+                process.ended(exit).await;
             }
             // Deleted before it ran; or the VM ended, which is told elsewhere.
             Err(error) => tracing::debug!(

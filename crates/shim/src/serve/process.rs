@@ -37,7 +37,10 @@ pub struct Process {
     /// Where containerd wants its streams.
     pub stdio: Stdio,
     status: Mutex<Status>,
-    exit: watch::Sender<Option<Exit>>,
+    /// How it ended, once that is known.
+    exit: OnceLock<Exit>,
+    /// Whether its end may be told.
+    told: watch::Sender<bool>,
     published: OnceLock<Exit>,
     io: Mutex<Option<ProcessIo>>,
 }
@@ -50,7 +53,8 @@ impl Process {
             exec_id: exec_id.to_owned(),
             stdio,
             status: Mutex::new(Status::CREATED),
-            exit: watch::Sender::new(None),
+            exit: OnceLock::new(),
+            told: watch::Sender::new(false),
             published: OnceLock::new(),
             io: Mutex::new(Some(io)),
         }
@@ -58,7 +62,7 @@ impl Process {
 
     /// What containerd calls its status.
     pub fn status(&self) -> Status {
-        if self.exit.borrow().is_some() {
+        if *self.told.borrow() {
             Status::STOPPED
         } else {
             *lock(&self.status)
@@ -70,23 +74,29 @@ impl Process {
         *lock(&self.status) = status;
     }
 
-    /// The process ended; later news of that are ignored.
-    pub fn set_exit(&self, exit: Exit) -> bool {
-        if let Some(io) = lock(&self.io).as_ref() {
+    /// The process ended, which is told once its output has been read; later news of that are ignored.
+    pub async fn ended(&self, exit: Exit) {
+        let _ = self.exit.set(exit);
+        let delivery = lock(&self.io).as_ref().map(|io| {
             io.process_ended();
+            io.delivery()
+        });
+        if let Some(delivery) = delivery {
+            delivery.finished().await;
         }
-        self.exit.send_if_modified(|known| {
-            let first = known.is_none();
-            if first {
-                *known = Some(exit);
-            }
-            first
-        })
+        self.told.send_replace(true);
+    }
+
+    /// The process ended, which is told at once, as its client has given it up, or its VM is gone; later news of
+    /// that are ignored.
+    pub fn set_exit(&self, exit: Exit) {
+        let _ = self.exit.set(exit);
+        self.told.send_replace(true);
     }
 
     /// How it ended, if it has.
     pub fn exit(&self) -> Option<Exit> {
-        self.exit.borrow().clone()
+        self.exit.get().cloned()
     }
 
     /// The event of its end is on its way to containerd. Wait's answer and the event come from the guest
@@ -101,19 +111,16 @@ impl Process {
         self.published.get()
     }
 
-    /// Waits for its end.
+    /// Waits until its end is told.
     pub async fn wait(&self) -> Exit {
-        let mut exit = self.exit.subscribe();
-        match exit.wait_for(Option::is_some).await {
-            Ok(exit) => exit.clone().unwrap_or_else(Exit::killed),
-            // Only without a sender, and `self` is one.
-            Err(_) => Exit::killed(),
-        }
+        // Fails only without a sender, and `self` is one.
+        let _ = self.told.subscribe().wait_for(|told| *told).await;
+        self.exit().unwrap_or_else(Exit::killed)
     }
 
     /// Whether somebody waits for its end.
     pub fn is_awaited(&self) -> bool {
-        self.exit.receiver_count() > 0
+        self.told.receiver_count() > 0
     }
 
     /// Its streams, for the one who ends them.
@@ -130,7 +137,7 @@ impl Process {
 
     /// The answer to State, except for what belongs to the task.
     pub fn state(&self, pid: u32, bundle: &str) -> StateResponse {
-        let exit = self.exit();
+        let exit = self.exit().filter(|_| *self.told.borrow());
         StateResponse {
             id: self.task_id.clone(),
             exec_id: self.exec_id.clone(),
@@ -164,7 +171,8 @@ impl Process {
             exec_id: exec_id.to_owned(),
             stdio: Stdio::default(),
             status: Mutex::new(Status::CREATED),
-            exit: watch::Sender::new(None),
+            exit: OnceLock::new(),
+            told: watch::Sender::new(false),
             published: OnceLock::new(),
             io: Mutex::default(),
         }

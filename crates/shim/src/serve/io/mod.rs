@@ -3,7 +3,9 @@
 //! - [`target`]: what a stream's path on the host means, and how it is opened.
 //! - [`wire`]: ports and connections to the guest.
 //! - [`output`], [`input`]: the copying.
+//! - [`delivery`]: how far output has come.
 
+mod delivery;
 mod input;
 mod output;
 mod target;
@@ -12,19 +14,15 @@ mod wire;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+pub use delivery::Delivery;
 use output::Watched;
 use target::{Input, Output};
 use wire::Wire;
 pub use wire::{Listen, Ports};
-
-/// How long the output of an ended process may make no progress, because nobody reads it,
-/// before it is given up.
-const STALLED_BOUND: Duration = Duration::from_secs(2);
 
 /// Where containerd wants a process's streams: its own words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -117,17 +115,17 @@ impl Prepared {
     /// connects while it creates it. `first_output` runs when the first byte comes.
     pub fn start(self, first_output: impl Fn() + Send + Sync + 'static) -> ProcessIo {
         let close_stdin = Arc::new(Notify::new());
-        let progress = watch::Sender::new(0);
+        let delivery = Delivery::new();
         let ended = watch::Sender::new(false);
         let mut outputs = JoinSet::new();
         let first_output = Arc::new(first_output);
         for (output, wire) in self.outputs {
-            let progress = progress.clone();
+            let part = delivery.add();
             let first_output = Arc::clone(&first_output);
             let ended = ended.subscribe();
             outputs.spawn(async move {
                 let watched = Watched {
-                    progress: &progress,
+                    part,
                     ended,
                     first_output: &*first_output,
                 };
@@ -148,9 +146,9 @@ impl Prepared {
         }
         ProcessIo {
             stdin,
-            outputs,
+            _outputs: outputs,
             close_stdin,
-            progress,
+            delivery,
             ended,
         }
     }
@@ -160,10 +158,9 @@ impl Prepared {
 pub struct ProcessIo {
     /// A set of at most one, because a set aborts its tasks when dropped.
     stdin: JoinSet<()>,
-    outputs: JoinSet<()>,
+    _outputs: JoinSet<()>,
     close_stdin: Arc<Notify>,
-    /// Bytes copied so far.
-    progress: watch::Sender<u64>,
+    delivery: Delivery,
     ended: watch::Sender<bool>,
 }
 
@@ -178,21 +175,17 @@ impl ProcessIo {
         self.ended.send_replace(true);
     }
 
-    /// Waits until all output of an ended process has reached the host's side. Output that
-    /// nobody reads is given up after a while without progress.
+    /// How far its output has come.
+    pub fn delivery(&self) -> Delivery {
+        self.delivery.clone()
+    }
+
+    /// Waits until all output of an ended process has been read, as far as anybody reads it.
     pub async fn finish(mut self) {
+        self.process_ended();
         self.stdin.abort_all();
-        let mut progress = self.progress.subscribe();
-        while !self.outputs.is_empty() {
-            tokio::select! {
-                biased;
-                _ = self.outputs.join_next() => {}
-                _ = progress.changed() => {}
-                () = tokio::time::sleep(STALLED_BOUND) => {
-                    tracing::warn!("Output of an ended process that nobody reads was given up");
-                    return;
-                }
-            }
+        if !self.delivery.finished().await {
+            tracing::warn!("Output of an ended process that nobody reads was given up");
         }
     }
 }

@@ -3,12 +3,15 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
+use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::IoError;
+use super::delivery::{Part, Stage};
 use super::target::Output;
 use super::wire::Wire;
 
@@ -18,11 +21,15 @@ const BUFFER: usize = 64 << 10;
 /// forgets a connection that the guest closed 2 s later, with the 64 KiB that it may still hold of it: it
 /// must get rid of them into its Unix socket, whose buffer (some 200 KiB) may be full too.
 const AHEAD: usize = 512 << 10;
+/// How often to look whether anybody reads, once the process has ended.
+const LOOK: Duration = Duration::from_millis(100);
+/// Pauses between looks at how much a FIFO's reader has left. No event tells that it took the last byte.
+const DRAIN: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(50)];
 
 /// How a stream is followed.
 pub struct Watched<'a> {
-    /// Gets the number of bytes copied.
-    pub progress: &'a watch::Sender<u64>,
+    /// Is told how far it has come.
+    pub part: Part,
     /// True once the process has ended.
     pub ended: watch::Receiver<bool>,
     /// Called with the first byte.
@@ -33,7 +40,11 @@ pub struct Watched<'a> {
 /// which tells the guest that everything arrived.
 pub async fn copy(wire: Wire, mut output: Output, watched: Watched<'_>) -> Result<(), IoError> {
     let mut stream = wire.connect().await?;
-    if let Err(error) = pump(&mut stream, &mut output, watched).await {
+    let copied = async {
+        pump(&mut stream, &mut output, &watched).await?;
+        drain(&mut output, &watched.part).await
+    };
+    if let Err(error) = copied.await {
         tracing::debug!("Output stream ended early: {error}");
     }
     drop(output);
@@ -43,7 +54,7 @@ pub async fn copy(wire: Wire, mut output: Output, watched: Watched<'_>) -> Resul
 async fn pump(
     stream: &mut UnixStream,
     output: &mut Output,
-    mut watched: Watched<'_>,
+    watched: &Watched<'_>,
 ) -> io::Result<()> {
     stream.readable().await?;
     let mut chunk = Vec::with_capacity(BUFFER);
@@ -53,6 +64,7 @@ async fn pump(
         chunk.clear();
         std::mem::swap(&mut chunk, &mut ahead);
         if chunk.is_empty() {
+            watched.part.set(Stage::Guest);
             chunk.reserve(BUFFER);
             if stream.read_buf(&mut chunk).await? == 0 {
                 return Ok(());
@@ -63,29 +75,72 @@ async fn pump(
         }
         let mut rest = &chunk[..];
         while !rest.is_empty() {
-            let written = tokio::select! {
-                biased;
-                written = output.write(rest) => written?,
-                never = read_ahead(stream, &mut ahead, &mut watched.ended) => match never {},
-            };
-            rest = &rest[written..];
-            watched
-                .progress
-                .send_modify(|bytes| *bytes += written as u64);
+            watched.part.set(Stage::Reader);
+            rest = &rest[write(output, rest, stream, &mut ahead, watched).await?..];
         }
     }
 }
 
-/// While the output waits for its reader: takes what is left of a process that has ended. An end, or an
-/// error, is met again by the next read.
-async fn read_ahead(
+/// Writes some of `bytes`. Meanwhile, once the process has ended, takes what is left of it from the guest, and
+/// says whether anybody reads.
+async fn write(
+    output: &mut Output,
+    bytes: &[u8],
     stream: &mut UnixStream,
     ahead: &mut Vec<u8>,
-    ended: &mut watch::Receiver<bool>,
-) -> Infallible {
-    // Without a sender nobody can tell any more, and the stream is about to be dropped.
-    if ended.wait_for(|ended| *ended).await.is_ok() {
-        while ahead.len() < AHEAD && matches!(stream.read_buf(ahead).await, Ok(1..)) {}
+    watched: &Watched<'_>,
+) -> io::Result<usize> {
+    let read_ahead = async {
+        wait_for(&watched.ended).await;
+        read_ahead(stream, ahead).await
+    };
+    let mut read_ahead = std::pin::pin!(read_ahead);
+    loop {
+        let look = async {
+            wait_for(&watched.ended).await;
+            sleep(LOOK).await;
+        };
+        tokio::select! {
+            biased;
+            written = output.write(bytes) => return written,
+            never = &mut read_ahead => match never {},
+            () = look => {}
+        }
+        if !output.has_reader()? {
+            watched.part.set(Stage::Nobody);
+        }
     }
+}
+
+/// Waits for the end of the process.
+async fn wait_for(ended: &watch::Receiver<bool>) {
+    if ended.clone().wait_for(|ended| *ended).await.is_err() {
+        // Nobody can tell any more, and the stream is about to be dropped.
+        pending().await
+    }
+}
+
+/// Takes what is left. An end, or an error, is met again by the next read.
+async fn read_ahead(stream: &mut UnixStream, ahead: &mut Vec<u8>) -> Infallible {
+    while ahead.len() < AHEAD && matches!(stream.read_buf(ahead).await, Ok(1..)) {}
     pending().await
+}
+
+/// Waits until the reader has taken everything, or has gone.
+async fn drain(output: &mut Output, part: &Part) -> io::Result<()> {
+    let [mut pause, longest] = DRAIN;
+    let mut before = 0;
+    loop {
+        let left = output.unread()?;
+        if left == 0 || !output.has_reader()? {
+            return Ok(());
+        }
+        if left != before {
+            part.set(Stage::Reader);
+            pause = DRAIN[0];
+        }
+        before = left;
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
 }

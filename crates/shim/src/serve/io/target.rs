@@ -2,9 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
@@ -34,10 +36,7 @@ impl Output {
         };
         let open = || {
             if scheme == Scheme::Plain && is_fifo(&path)? {
-                let both = pipe::OpenOptions::new()
-                    .read_write(true)
-                    .open_sender(&path)?;
-                Ok(Self::Fifo(both))
+                both_ends(&path).map(Self::Fifo)
             } else {
                 let file = OpenOptions::new()
                     .append(true)
@@ -60,6 +59,39 @@ impl Output {
             Self::File(file) => file.write(bytes),
         }
     }
+
+    /// Bytes that were written and that nobody has read yet; 0 for a file, which is not waited for.
+    pub fn unread(&self) -> io::Result<u64> {
+        match self {
+            Self::Fifo(fifo) => Ok(rustix::io::ioctl_fionread(fifo)?),
+            Self::File(_) => Ok(0),
+        }
+    }
+
+    /// Whether anybody else has the FIFO open for reading.
+    pub fn has_reader(&mut self) -> io::Result<bool> {
+        let Self::Fifo(fifo) = self else {
+            return Ok(true);
+        };
+        // Only to who does not read it as well does a FIFO tell that it has no reader. What is in it stays, as one
+        // of the two is always open; its path may be gone.
+        let writing = pipe::OpenOptions::new().open_sender(same_file(fifo))?;
+        *fifo = writing;
+        let mut polled = [PollFd::new(fifo, PollFlags::OUT)];
+        poll(&mut polled, Some(&Timespec::default()))?;
+        let alone = polled[0].revents().contains(PollFlags::ERR);
+        *fifo = both_ends(&same_file(fifo))?;
+        Ok(!alone)
+    }
+}
+
+/// A path by which an open file can be opened once more.
+fn same_file(file: &impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
+}
+
+fn both_ends(path: &Path) -> io::Result<pipe::Sender> {
+    pipe::OpenOptions::new().read_write(true).open_sender(path)
 }
 
 impl Input {

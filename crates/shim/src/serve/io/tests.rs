@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -80,9 +81,8 @@ async fn output_is_complete_and_ends() {
     assert!(!fixture.path("v_11001").exists());
 }
 
-#[tokio::test]
-async fn output_that_nobody_reads_is_given_up() {
-    let fixture = Fixture::new();
+/// Streams of a process with a stdout, the guest's end of it, and the FIFO's path.
+async fn with_stdout(fixture: &Fixture) -> (ProcessIo, UnixStream, PathBuf) {
     let stdio = Stdio {
         stdout: fixture.fifo("out"),
         ..Stdio::default()
@@ -90,24 +90,109 @@ async fn output_that_nobody_reads_is_given_up() {
     let prepared = Prepared::new(&stdio, &fixture.ports).unwrap();
     let port = prepared.ports[1];
     let io = prepared.start(|| {});
-    let mut out = fixture.guest_connects(port).await;
-    let writer = tokio::spawn(async move { out.write_all(&[7; 1 << 20]).await });
+    let guest = fixture.guest_connects(port).await;
+    (io, guest, fixture.path("out"))
+}
+
+fn open_to_read(path: &Path) -> std::fs::File {
+    let mut options = std::fs::OpenOptions::new();
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    options.read(true).custom_flags(nonblocking);
+    options.open(path).unwrap()
+}
+
+async fn within(seconds: u64, delivery: &Delivery) -> bool {
+    let bound = Duration::from_secs(seconds);
+    let finished = tokio::time::timeout(bound, delivery.finished()).await;
+    finished.expect("the end of the waiting")
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_is_given_up() {
+    let fixture = Fixture::new();
+    let (io, mut guest, _) = with_stdout(&fixture).await;
+    let writer = tokio::spawn(async move { guest.write_all(&[7; 2 << 20]).await });
+    io.process_ended();
+    assert!(!within(5, &io.delivery()).await);
     io.finish().await;
     assert!(writer.await.unwrap().is_err());
+}
+
+/// What fits the FIFO is no reason to wait for a reader.
+#[tokio::test]
+async fn little_output_that_nobody_reads_is_not_waited_for() {
+    let fixture = Fixture::new();
+    let (io, mut guest, _) = with_stdout(&fixture).await;
+    guest.write_all(b"hello").await.unwrap();
+    drop(guest);
+    io.process_ended();
+    assert!(within(5, &io.delivery()).await);
+}
+
+/// A client may close its end when it learns of the process's: not before it has read everything.
+#[tokio::test]
+async fn the_end_waits_for_a_slow_reader() {
+    let fixture = Fixture::new();
+    let (io, mut guest, out) = with_stdout(&fixture).await;
+    let mut client = open_to_read(&out);
+    let data: Vec<u8> = (0..300_000).map(|i: u32| i.to_le_bytes()[1]).collect();
+    io.process_ended();
+    guest.write_all(&data).await.unwrap();
+    drop(guest);
+    let delivery = io.delivery();
+    let slow = async {
+        let mut read = Vec::<u8>::new();
+        let mut buffer = [0; 30_000];
+        while read.len() < data.len() {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            if let Ok(count) = client.read(&mut buffer) {
+                read.extend(&buffer[..count]);
+            }
+        }
+        read
+    };
+    let mut finished = std::pin::pin!(within(20, &delivery));
+    let read = tokio::select! {
+        biased;
+        read = slow => read,
+        _ = &mut finished => panic!("the end was told before all was read"),
+    };
+    assert!(read == data);
+    assert!(finished.await);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0, "the FIFO is closed");
+}
+
+/// A child that lives on may hold the stream.
+#[tokio::test]
+async fn a_stream_that_stays_open_does_not_hide_the_end() {
+    let fixture = Fixture::new();
+    let (io, mut guest, out) = with_stdout(&fixture).await;
+    let mut client = open_to_read(&out);
+    guest.write_all(b"hello").await.unwrap();
+    io.process_ended();
+    assert!(!within(5, &io.delivery()).await);
+    let mut said = [0; 5];
+    client.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"hello");
+    // It may speak still.
+    guest.write_all(b"!").await.unwrap();
+    drop(guest);
+    rustix::fs::fcntl_setfl(&client, rustix::fs::OFlags::empty()).unwrap();
+    let rest = std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        rest
+    });
+    io.finish().await;
+    assert_eq!(rest.join().unwrap(), b"!");
 }
 
 /// More than a FIFO and a Unix socket hold; the guest gets rid of it before anybody reads.
 #[tokio::test]
 async fn what_an_ended_process_said_waits_for_a_stalled_reader() {
     let fixture = Fixture::new();
-    let stdio = Stdio {
-        stdout: fixture.fifo("out"),
-        ..Stdio::default()
-    };
-    let prepared = Prepared::new(&stdio, &fixture.ports).unwrap();
-    let port = prepared.ports[1];
-    let io = prepared.start(|| {});
-    let mut guest = fixture.guest_connects(port).await;
+    let (io, mut guest, out) = with_stdout(&fixture).await;
+    let mut stalled = open_to_read(&out);
     let data: Vec<u8> = (0..500_000).map(|i: u32| i.to_le_bytes()[1]).collect();
     let (all, ()) = tokio::join!(guest.write_all(&data), async {
         tokio::task::yield_now().await;
@@ -115,9 +200,11 @@ async fn what_an_ended_process_said_waits_for_a_stalled_reader() {
     });
     all.unwrap();
     drop(guest);
-    let client = reader(&fixture.path("out"));
+    let client = reader(&out);
     io.finish().await;
-    assert!(client.join().unwrap() == data);
+    let mut read = client.join().unwrap();
+    stalled.read_to_end(&mut read).unwrap();
+    assert!(read == data);
 }
 
 #[tokio::test]
