@@ -160,6 +160,8 @@ fn long_names(setup: &Setup, flavor: &Flavor) {
     let vm = "v".repeat(76);
     let annotation = format!("aws.firecracker.vm.id={vm}");
     on.run(&[], &id, &["/bin/true"]).expect(0);
+    // containerd waits 3 s for the end of a VM, and `ctr` no longer.
+    expect_gone(&on);
     on.run_detached(&["--annotation", &annotation], &id, &["/bin/sleep", "600"]);
     assert_eq!(on.vm_dirs().len(), 1);
     on.remove(&id);
