@@ -17,8 +17,9 @@ use serde_json::{Value, json};
 use crate::bound::bound;
 use crate::http::{Answer, Connection};
 
-/// Seconds that anything a guest does is waited for: emulated, on a busy machine.
-const PATIENCE: u32 = 90;
+/// Seconds that anything a guest does is waited for: emulated, on a machine where twenty processes may want each
+/// processor.
+const PATIENCE: u32 = 300;
 
 /// Name of the API socket in the VMM's directory.
 pub const SOCKET: &str = "api.sock";

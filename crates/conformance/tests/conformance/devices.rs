@@ -267,7 +267,7 @@ fn balloon_running(guest: &mut Guest) {
         .accept("PATCH", "/balloon", &json!({ "amount_mib": 32 }));
     assert_eq!(guest.vmm.get("/balloon")["amount_mib"], 32);
     // The API has nothing to wait on: the statistics are asked for until they are those of the new size.
-    let deadline = Instant::now() + bound(30);
+    let deadline = Instant::now() + bound(120);
     loop {
         let statistics = guest.vmm.get("/balloon/statistics");
         assert_eq!(statistics["target_mib"], 32, "{statistics}");
@@ -336,11 +336,15 @@ fn drive_limit(guest: &mut Guest) {
         limited > least.mul_f64(0.9),
         "{limited:?}, not limited {before:?}"
     );
-    // A limit of nothing is none.
+    // A limit of nothing is none. What else the machine does may slow any of the reads; a limit slows them all.
     patch(guest, json!({ "size": 0, "refill_time": 0 }));
-    let lifted = read(guest);
-    assert!(
-        lifted < limited.mul_f64(0.7),
-        "{lifted:?}, limited {limited:?}"
-    );
+    let fast = limited.mul_f64(0.7);
+    let mut lifted = read(guest);
+    for _ in 0..10 {
+        if lifted < fast {
+            break;
+        }
+        lifted = lifted.min(read(guest));
+    }
+    assert!(lifted < fast, "{lifted:?}, limited {limited:?}");
 }

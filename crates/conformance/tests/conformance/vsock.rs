@@ -26,7 +26,7 @@ pub const SOCKET: &str = "vsock.sock";
 pub const ECHO: u32 = 52;
 
 /// Seconds that one read or write is waited for.
-const PATIENCE: u32 = 30;
+const PATIENCE: u32 = 120;
 
 /// Sends a first line to the device; its answer, empty if it closes instead.
 fn dial(guest: &Guest, line: &str) -> (String, BufReader<UnixStream>) {

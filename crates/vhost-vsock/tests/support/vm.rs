@@ -111,7 +111,7 @@ impl Vm {
         let booted = Instant::now();
         let device = vm.device.as_ref().expect("device");
         // The device's end is QEMU's: the guest has panicked.
-        wait_for_either(&ready, device, Duration::from_secs(120));
+        wait_for_either(&ready, device, Duration::from_secs(300));
         if device.end().is_some() || ready.accept().is_err() {
             panic!("The guest is not ready");
         }
