@@ -261,11 +261,12 @@ mod tests {
         assert!(start.shim_lock_held().unwrap());
         assert_eq!(start.holder(), Some(4711));
         drop(shim);
-        // A process that another test is just starting has a copy until its program runs.
-        let shim = std::iter::repeat_with(|| start.try_shim_lock().unwrap())
-            .take(100_000)
-            .find_map(|lock| lock)
-            .expect("free again");
+        // A process that another test is just starting has a copy until its program runs. The kernel wakes who waits
+        // for the lock when the last copy is gone.
+        let waiting = File::open(dir.join(LOCK)).unwrap();
+        flock(&waiting, FlockOperation::LockExclusive).unwrap();
+        flock(&waiting, FlockOperation::Unlock).unwrap();
+        let shim = start.try_shim_lock().unwrap().expect("free again");
         write_holder(shim.file(), 1).unwrap();
         assert_eq!(start.holder(), Some(1), "a shorter number leaves no digits");
     }

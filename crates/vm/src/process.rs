@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -107,9 +107,16 @@ impl ProcessId {
 }
 
 fn wait_fd(fd: &OwnedFd, bound: Duration) -> io::Result<bool> {
-    let timeout = Timespec::try_from(bound).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let ready = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout))?;
-    Ok(ready > 0)
+    let begin = Instant::now();
+    loop {
+        let left = bound.saturating_sub(begin.elapsed());
+        let timeout = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)) {
+            // A signal that has a handler, which tells nothing of this process.
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,8 @@ impl Machine {
             self.guest.shut_down(bound).await?;
             Ok(())
         };
-        end(&self.vmm, graceful, bound).await
+        let grace = TERM_GRACE.min(bound / 4);
+        end(&self.vmm, graceful, bound - grace, grace).await
     }
 
     /// Kills the VMM and waits for its end.
@@ -61,14 +62,13 @@ impl Machine {
     }
 }
 
-/// Ends a VMM within `bound`, whose guest `ask` asks to shut down.
+/// Ends a VMM, whose guest `ask` asks to shut down: it has `patience` for that, and `grace` after a SIGTERM then.
 async fn end(
     vmm: &Vmm,
     ask: impl Future<Output = Result<(), StopError>>,
-    bound: Duration,
+    patience: Duration,
+    grace: Duration,
 ) -> Result<(), StopError> {
-    let grace = TERM_GRACE.min(bound / 4);
-    let patience = bound - grace;
     let asked = async {
         ask.await?;
         vmm.exited().await;
@@ -116,7 +116,10 @@ mod tests {
     /// What `sh` does as a VMM that takes SIGTERM, and as one that does not.
     const ENDS: &str = "trap 'exit 7' TERM; echo; read line";
     const STAYS: &str = "trap '' TERM; echo; read line";
-    const BOUND: Duration = Duration::from_secs(4);
+    /// What passes in a test.
+    const SHORT: Duration = Duration::from_millis(100);
+    /// What no test takes, however busy the machine is.
+    const LONG: Duration = Duration::from_secs(120);
 
     /// Runs a script that says a line when it is ready, beside an API that answers a version. The child's input is
     /// open as long as the child is kept; the VMM is who waits for its end.
@@ -161,15 +164,15 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_stays_ends_by_sigterm() {
         let (vmm, _child) = vmm(ENDS).await;
-        let stopped = end(&vmm, std::future::pending(), BOUND).await;
-        assert!(matches!(stopped, Err(StopError::TimedOut(patience)) if patience < BOUND));
+        let stopped = end(&vmm, std::future::pending(), SHORT, LONG).await;
+        assert!(matches!(stopped, Err(StopError::TimedOut(SHORT))));
         assert_eq!(status(&vmm).and_then(|status| status.code()), Some(7));
     }
 
     #[tokio::test]
     async fn a_vmm_that_does_not_mind_sigterm_is_killed() {
         let (vmm, _child) = vmm(STAYS).await;
-        let stopped = end(&vmm, async { Ok(()) }, BOUND).await;
+        let stopped = end(&vmm, async { Ok(()) }, SHORT, SHORT).await;
         assert!(matches!(stopped, Err(StopError::TimedOut(_))));
         assert_eq!(status(&vmm).and_then(|status| status.signal()), Some(9));
     }
@@ -177,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn a_paused_vm_is_killed_at_once() {
         let (vmm, _child) = vmm(ENDS).await;
-        let stopped = end(&vmm, async { Err(StopError::Paused) }, BOUND).await;
+        let stopped = end(&vmm, async { Err(StopError::Paused) }, LONG, LONG).await;
         assert!(matches!(stopped, Err(StopError::Paused)));
         assert_eq!(status(&vmm).and_then(|status| status.signal()), Some(9));
     }

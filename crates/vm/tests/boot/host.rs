@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use fc_config::Config;
 use fc_proto::control::{CreateVMRequest, FirecrackerDriveMount, FirecrackerMachineConfiguration};
@@ -10,6 +11,9 @@ use fc_vm::dir::VmDir;
 use fc_vm::machine::{BootError, Machine, Progress, VmSpec, boot, host_is_intel};
 use fc_vm::state::{self, State};
 use fc_vm::timeline::Timeline;
+
+/// Bound on a guest's end, and on that of a process. It catches what never comes, and no more.
+pub const BOUND: Duration = Duration::from_secs(120);
 
 /// What the tests use of the machine.
 pub struct Host {
@@ -144,7 +148,8 @@ pub fn request() -> CreateVMRequest {
             VcpuCount: 1,
             ..FirecrackerMachineConfiguration::default()
         }),
-        TimeoutSeconds: 120,
+        // Emulated, on a busy machine: this only catches what never comes.
+        TimeoutSeconds: 300,
         ..CreateVMRequest::default()
     }
 }

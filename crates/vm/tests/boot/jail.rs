@@ -10,7 +10,7 @@ use fc_proto::protobuf::MessageField;
 use fc_vm::machine::Progress;
 use fc_vm::process::ProcessId;
 
-use super::host::{Host, mount, request};
+use super::host::{BOUND, Host, mount, request};
 
 /// An id of the greatest length that no other test has.
 fn vm_id(name: &str) -> String {
@@ -79,7 +79,7 @@ async fn jailed(policy: DriveExposePolicy) {
     drop(port);
     println!("{:#?}", progress.spans());
 
-    machine.stop(Duration::from_secs(30)).await.unwrap();
+    machine.stop(BOUND).await.unwrap();
     let failed = machine.close().await;
     assert!(failed.is_empty(), "{failed:?}");
     drop(machine);
@@ -180,8 +180,7 @@ fn nothing_left(vm_id: &str) {
         }
         // The VMM's own children die with it, a moment later.
         let pid = process.file_name().to_string_lossy().parse();
-        let gone = ProcessId::of(pid.unwrap())
-            .is_none_or(|process| process.wait(Duration::from_secs(10)).unwrap());
+        let gone = ProcessId::of(pid.unwrap()).is_none_or(|process| process.wait(BOUND).unwrap());
         assert!(gone, "{}", String::from_utf8_lossy(&command));
     }
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {

@@ -17,7 +17,7 @@ use fc_proto::control::{
 };
 use fc_proto::protobuf::MessageField;
 use fc_vm::machine::{Class, Connection, Progress, StopError, WaitsFor};
-use host::{Host, mount, request};
+use host::{BOUND, Host, mount, request};
 
 /// A tap that goes with the test.
 struct Tap(String);
@@ -147,7 +147,7 @@ async fn every_field_takes_effect() {
         .sum();
     println!("our own part: {own:?}; {:#?}", progress.spans());
 
-    machine.stop(Duration::from_secs(30)).await.unwrap();
+    machine.stop(BOUND).await.unwrap();
     drop(machine);
     dir.undo();
     assert!(!log.exists());
@@ -211,7 +211,7 @@ async fn the_emulator_boots_without_the_configured_template_and_refuses_a_reques
     let dir = host.dir(&request.VMID);
     let machine = host.boot(&dir, &request, &Progress::default()).await;
     let machine = machine.unwrap();
-    machine.stop(Duration::from_secs(30)).await.unwrap();
+    machine.stop(BOUND).await.unwrap();
     drop(machine);
     dir.undo();
 
@@ -233,7 +233,7 @@ async fn a_paused_vm_is_killed_when_it_is_stopped() {
     let machine = host.boot(&dir, &request, &Progress::default()).await;
     let machine = machine.unwrap();
     machine.vmm().pause().await.unwrap();
-    let stopped = machine.stop(Duration::from_secs(60)).await;
+    let stopped = machine.stop(BOUND).await;
     assert!(matches!(stopped, Err(StopError::Paused)), "{stopped:?}");
     assert!(machine.end().is_some());
     drop(machine);
@@ -280,7 +280,7 @@ async fn a_connection_that_breaks_is_made_again() {
             .await
             .unwrap();
     }
-    machine.stop(Duration::from_secs(30)).await.unwrap();
+    machine.stop(BOUND).await.unwrap();
     connection
         .wait_for(|c| *c == Connection::Gone)
         .await
