@@ -1,13 +1,17 @@
 //! The guest's serial console: its output to standard output or a file, standard input to it.
 //!
+//! Between QEMU and us are two pipes. A socket would lose output: of what is written byte by byte, as a serial port
+//! writes, it holds less than 300 bytes, and the guest's kernel waits no longer than 10 ms for the port to take a
+//! character before it puts the next in its place. On a busy host we do not read for longer than that. A pipe holds
+//! 64 KiB.
+//!
 //! Two threads with blocking reads and writes, since standard output may be anything: a full pipe stops
 //! only this copying, and QEMU then drops the guest's output rather than stop the guest. On the way the
 //! output is searched for the kernel's last words, which tell a panic from a reboot.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -27,11 +31,43 @@ const STACK: usize = 64 * 1024;
 /// Bound on the wait for a reader of standard output at the end.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// Our ends of the guest's serial line.
+#[derive(Debug)]
+pub struct Line {
+    output: PipeReader,
+    input: PipeWriter,
+}
+
+/// QEMU's ends of the guest's serial line.
+#[derive(Debug)]
+pub struct SerialPort {
+    /// Where QEMU writes what the guest sends.
+    pub output: OwnedFd,
+    /// Where QEMU reads what the guest receives.
+    pub input: OwnedFd,
+}
+
+/// A serial line.
+///
+/// # Errors
+/// There are no pipes to be had.
+pub fn line() -> io::Result<(Line, SerialPort)> {
+    let (output, output_of_qemu) = io::pipe()?;
+    let (input_of_qemu, input) = io::pipe()?;
+    let port = SerialPort {
+        output: output_of_qemu.into(),
+        input: input_of_qemu.into(),
+    };
+    Ok((Line { output, input }, port))
+}
+
 /// A running console.
 #[derive(Debug)]
 pub struct Console {
     panic: Arc<Mutex<Option<String>>>,
     drained: mpsc::Receiver<()>,
+    /// Kept, so that the end of standard input is not the guest's line's.
+    _input: PipeWriter,
     _terminal: Option<RawTerminal>,
 }
 
@@ -42,19 +78,20 @@ impl Console {
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn start(guest: UnixStream, output: Option<File>) -> io::Result<Self> {
+    pub fn start(guest: Line, output: Option<File>) -> io::Result<Self> {
         let panic = Arc::new(Mutex::new(None));
         let (done, drained) = mpsc::sync_channel(1);
         let interactive = output.is_none();
-        let input = guest.try_clone()?;
+        let from_guest = guest.output;
+        let to_guest = guest.input.try_clone()?;
         let found = Arc::clone(&panic);
         thread::Builder::new()
             .name("console-out".into())
             .stack_size(STACK)
             .spawn(move || {
                 match output {
-                    Some(file) => copy_out(guest, file, &found),
-                    None => copy_out(guest, io::stdout(), &found),
+                    Some(file) => copy_out(from_guest, file, &found),
+                    None => copy_out(from_guest, io::stdout(), &found),
                 }
                 // The end has stopped waiting.
                 let _ = done.send(());
@@ -63,11 +100,12 @@ impl Console {
             thread::Builder::new()
                 .name("console-in".into())
                 .stack_size(STACK)
-                .spawn(move || copy_in(input))?;
+                .spawn(move || copy_in(to_guest))?;
         }
         Ok(Self {
             panic,
             drained,
+            _input: guest.input,
             _terminal: interactive.then(RawTerminal::enter).flatten(),
         })
     }
@@ -102,7 +140,7 @@ fn copy_out(mut guest: impl Read, mut out: impl Write, panic: &Mutex<Option<Stri
     }
 }
 
-fn copy_in(mut guest: UnixStream) {
+fn copy_in(mut guest: PipeWriter) {
     // Ends with standard input, or with QEMU; neither is an error.
     drop(io::copy(&mut io::stdin().lock(), &mut guest));
 }

@@ -127,9 +127,7 @@ const HANGS: Duration = Duration::from_secs(5);
 #[test]
 fn configuration_calls_are_fast() {
     let directory = tempfile::tempdir().unwrap();
-    let start = Instant::now();
     let vmm = Vmm::start(directory.path());
-    assert!(start.elapsed() < HANGS);
     fs::write(directory.path().join("file"), [0; 4096]).unwrap();
     let drive = json!({ "drive_id": "a", "path_on_host": "file", "is_root_device": false, "is_read_only": false });
     for (method, path, body) in [

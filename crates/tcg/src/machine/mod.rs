@@ -17,7 +17,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::drive::{DriveFile, DriveMode};
 use crate::entropy::Source;
 use crate::initrd;
@@ -89,7 +89,8 @@ impl Machine {
             .transpose()
             .map_err(preparing("the serial console's output"))?;
         let (qmp, qmp_of_qemu) = socket_pair("the control socket")?;
-        let (console, console_of_qemu) = socket_pair("the serial console")?;
+        let (console, console_of_qemu) =
+            console::line().map_err(preparing("the serial console"))?;
         let initrd = match resources.initrd_path() {
             Some(path) => Some(initrd::prepare(path).map_err(preparing("the initrd"))?),
             None => None,
@@ -145,7 +146,7 @@ impl Machine {
             entropy: entropy_of_qemu,
             vsock,
             qmp: qmp_of_qemu.into(),
-            console: console_of_qemu.into(),
+            console: console_of_qemu,
         };
         let process = Process::spawn(&program, &plan.arguments(), plan.inherited())?;
         log::info!("Started {} as process {}", program.display(), process.pid());

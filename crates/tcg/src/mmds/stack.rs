@@ -314,7 +314,7 @@ mod tests {
 
         let mut received = Vec::new();
         let mut asked = false;
-        let deadline = StdInstant::now() + Duration::from_secs(10);
+        let deadline = StdInstant::now() + Duration::from_secs(120);
         while sockets.get_mut::<tcp::Socket>(handle).is_open() {
             assert!(StdInstant::now() < deadline, "{} bytes", received.len());
             guest.poll(stack.now(), &mut wire, &mut sockets);

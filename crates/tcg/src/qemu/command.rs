@@ -7,8 +7,13 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use serde_json::{Value, json};
 
+use crate::console::SerialPort;
 use crate::drive::Drive;
 use crate::model::{BalloonConfig, HugePages, MacAddress, MachineConfig};
+
+/// Descriptor sets of the serial console's ends. The drives' count from 0, and QEMU takes the lowest that is free.
+const CONSOLE_OUTPUT_SET: u32 = 1000;
+const CONSOLE_INPUT_SET: u32 = 1001;
 
 /// A drive at the start of the guest.
 #[derive(Debug)]
@@ -73,8 +78,8 @@ pub struct Plan<'a> {
     pub vsock: Option<OwnedFd>,
     /// QEMU's end of the control connection.
     pub qmp: OwnedFd,
-    /// QEMU's end of the serial console.
-    pub console: OwnedFd,
+    /// QEMU's ends of the serial console.
+    pub console: SerialPort,
 }
 
 impl Plan<'_> {
@@ -103,7 +108,8 @@ impl Plan<'_> {
         let mut fds = vec![
             self.bell.as_raw_fd(),
             self.qmp.as_raw_fd(),
-            self.console.as_raw_fd(),
+            self.console.output.as_raw_fd(),
+            self.console.input.as_raw_fd(),
         ];
         fds.extend(self.drives.iter().map(|planned| planned.fd.as_raw_fd()));
         fds.extend(
@@ -164,9 +170,19 @@ impl Plan<'_> {
             format!("socket,id=qmp,fd={}", self.qmp.as_raw_fd()),
         );
         args.words(["-mon", "chardev=qmp,mode=control"]);
+        for (set, fd) in [
+            (CONSOLE_OUTPUT_SET, &self.console.output),
+            (CONSOLE_INPUT_SET, &self.console.input),
+        ] {
+            args.option("-add-fd", format!("fd={},set={set}", fd.as_raw_fd()));
+        }
+        // Without `append` QEMU would truncate it, which a pipe refuses.
         args.option(
             "-chardev",
-            format!("socket,id=console,fd={}", self.console.as_raw_fd()),
+            format!(
+                "file,id=console,append=on,path=/dev/fdset/{CONSOLE_OUTPUT_SET},\
+                 input-path=/dev/fdset/{CONSOLE_INPUT_SET}"
+            ),
         );
         args.words(["-serial", "chardev:console"]);
         // Gives `reboot=k` something to talk to, and SendCtrlAltDel a keyboard.
@@ -215,7 +231,10 @@ mod tests {
             entropy: Some(null()),
             vsock: Some(null()),
             qmp: null(),
-            console: null(),
+            console: SerialPort {
+                output: null(),
+                input: null(),
+            },
         }
     }
 
@@ -285,6 +304,6 @@ mod tests {
                 .any(|arg| arg.contains("\"deflate-on-oom\":true"))
         );
         assert!(args.iter().any(|arg| arg.contains("\"type\":\"dgram\"")));
-        assert_eq!(plan.inherited().len(), 6);
+        assert_eq!(plan.inherited().len(), 7);
     }
 }

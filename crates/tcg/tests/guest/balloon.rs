@@ -4,10 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::Vmm;
-
-/// Bound on the guest's driver, which works once a second or so.
-const BOUND: Duration = Duration::from_secs(30);
+use crate::support::{BOUND, Vmm};
 
 fn statistics(vmm: &Vmm) -> Value {
     let (status, body) = vmm.request("GET", "/balloon/statistics", "");

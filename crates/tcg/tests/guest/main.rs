@@ -12,8 +12,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::json;
-use support::{Guest, Vmm};
+use support::{BOUND, Guest, Vmm};
 
 /// The original's default arguments, unchanged.
 const ARGS: &str = "console=ttyS0 noapic reboot=k panic=1 pci=off nomodules rw";
@@ -62,7 +63,7 @@ fn a_guest_from_start_to_reboot() {
         "/vsock",
         &json!({ "guest_cid": 3, "uds_path": "v.sock" }),
     );
-    let entropy = json!({ "rate_limiter": { "bandwidth": { "size": 1000, "refill_time": 250 } } });
+    let entropy = json!({ "rate_limiter": { "bandwidth": { "size": 250, "refill_time": 250 } } });
     vmm.ok("PUT", "/entropy", &entropy);
     let balloon = json!({ "amount_mib": 8, "deflate_on_oom": true, "stats_polling_interval_s": 1 });
     vmm.ok("PUT", "/balloon", &balloon);
@@ -73,9 +74,11 @@ fn a_guest_from_start_to_reboot() {
     let start = Instant::now();
     vmm.action("InstanceStart");
     println!("InstanceStart answered after {:?}", start.elapsed());
+    stand_still_while_the_kernel_prints(&mut vmm);
     vmm.wait_line("READY");
     println!("the guest was ready after {:?}", start.elapsed());
     assert_eq!(vmm.request("GET", "/", "").1["state"], "Running");
+    console_shows_what_the_kernel_printed(&mut vmm);
 
     devices_are_as_configured(&mut vmm, taps.is_some());
     state_machine_after_the_start(&vmm);
@@ -96,6 +99,23 @@ fn a_guest_from_start_to_reboot() {
     let status = vmm.wait();
     assert_eq!(status.code(), Some(0), "{status}");
     assert!(!vmm.log().contains("panicked"));
+}
+
+/// As on a host that is busy with something else, when the kernel has most to say.
+fn stand_still_while_the_kernel_prints(vmm: &mut Vmm) {
+    vmm.wait_line("Linux version");
+    vmm.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(500));
+    vmm.signal(Signal::CONT);
+}
+
+/// No character of it is lost.
+fn console_shows_what_the_kernel_printed(vmm: &mut Vmm) {
+    let shown = vmm.seen.clone();
+    let log = vmm.shell("dmesg");
+    for line in shown.iter().filter(|line| line.starts_with('[')) {
+        assert!(log.contains(line), "{line:?} is not in {log}");
+    }
 }
 
 fn devices_are_as_configured(vmm: &mut Vmm, network: bool) {
@@ -147,15 +167,14 @@ fn state_machine_after_the_start(vmm: &Vmm) {
     vmm.action("FlushMetrics");
 }
 
-/// 4000 bytes in a second.
+/// 1000 bytes in a second, of which a guest, slow as it may be, asks for 64 at a time.
 fn entropy_has_a_quota(vmm: &mut Vmm) {
     let start = Instant::now();
-    let read = vmm.shell("head -c 8000 /dev/hwrng | wc -c");
+    let read = vmm.shell("head -c 4000 /dev/hwrng | wc -c");
     let time = start.elapsed();
-    assert_eq!(read, "8000");
+    assert_eq!(read, "4000");
     // A bucketful may have been there, and the kernel may have kept some.
-    assert!(time > Duration::from_millis(1000), "{time:?}");
-    assert!(time < Duration::from_secs(20), "{time:?}");
+    assert!(time > Duration::from_secs(3), "{time:?}");
 }
 
 fn metrics_count(directory: &Path, network: bool) {
@@ -171,7 +190,7 @@ fn metrics_count(directory: &Path, network: bool) {
     };
     assert!(sum("block_ro", "read_bytes") >= 2 << 20);
     assert!(sum("block_rw", "write_bytes") >= 5);
-    assert!(sum("entropy", "entropy_bytes") >= 8000);
+    assert!(sum("entropy", "entropy_bytes") >= 4000);
     assert!(sum("entropy", "entropy_rate_limiter_throttled") >= 2);
     assert!(sum("block_rw", "flush_count") >= 1);
     assert!(sum("block_ro", "update_count") >= 20);
@@ -278,7 +297,7 @@ fn qemu_never_outlives_us() {
     );
     let qemu = vmm.qemu().expect("QEMU is no child");
     vmm.kill();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + BOUND;
     while Path::new(&format!("/proc/{qemu}")).exists() {
         assert!(Instant::now() < deadline, "QEMU outlives its parent");
         std::thread::sleep(Duration::from_millis(10));

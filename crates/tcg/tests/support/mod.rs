@@ -6,4 +6,4 @@ mod guest;
 mod vmm;
 
 pub use guest::Guest;
-pub use vmm::{SOCKET, Vmm};
+pub use vmm::{BOUND, SOCKET, Vmm};
