@@ -30,8 +30,10 @@ fn runs_the_test_image_with_runc() {
         image::SECOND_LAYER_FILE,
         image::DELETED_FILE
     );
+    // runc's containers of all containerds share a directory of the host's.
+    let id = format!("testbed-{}", std::process::id());
     let output = containerd
-        .ctr_output(&["run", "--rm", image::NAME, "c1", "/bin/sh", "-c", &script])
+        .ctr_output(&["run", "--rm", image::NAME, &id, "/bin/sh", "-c", &script])
         .expect("ctr runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(7), "{stderr}");
