@@ -15,8 +15,9 @@ use super::last_words::{Console, LastLog};
 const EMULATOR: &str = "firecracker-tcg";
 /// How long the VMM may take to end after its guest's agent said that it cannot serve.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// How long a copy may take to fail after something else did for want of room.
-const COPY_FAILURE: Duration = Duration::from_millis(500);
+/// How long a copy may take to fail after something else did for want of room: it does at its next write, but a busy
+/// host may not run it at once.
+const COPY_FAILURE: Duration = Duration::from_secs(5);
 
 /// What a step of the boot failed with.
 pub(super) enum Failure {
