@@ -8,7 +8,7 @@ use crate::api::{
     Logger, MachineConfig, Metrics, MmdsConfig, NetworkInterface, NetworkInterfaceUpdate, VmState,
     VmUpdate, Vsock,
 };
-use crate::client::BOOT_BOUND;
+use crate::client::{BOOT_BOUND, DISK_BOUND};
 use crate::{ApiError, Client};
 
 /// Makes a method of [`Client`] of each line: a call without a body that is answered with a value, or one with a
@@ -66,8 +66,6 @@ calls! {
     put_boot_source: PUT "/boot-source", BootSource;
     /// Adds a drive, before boot.
     put_drive: PUT "/drives/{drive_id}", Drive, drive_id;
-    /// Changes a drive of a booted VM.
-    patch_drive: PATCH "/drives/{drive_id}", DriveUpdate, drive_id;
     /// Adds a network interface, before boot.
     put_network_interface: PUT "/network-interfaces/{iface_id}", NetworkInterface, iface_id;
     /// Changes a network interface of a booted VM.
@@ -98,6 +96,19 @@ calls! {
     put_logger: PUT "/logger", Logger;
     /// Sets where the VMM's metrics go.
     put_metrics: PUT "/metrics", Metrics;
+}
+
+impl Client {
+    /// Changes a drive of a booted VM: the VMM closes its file, with all that was written to it, and opens another one.
+    /// Bounded by [`DISK_BOUND`], or by the client's bound if that is longer.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn patch_drive(&self, body: &DriveUpdate) -> Result<(), ApiError> {
+        let path = format!("/drives/{}", path_segment(&body.drive_id));
+        let bound = self.bound().max(DISK_BOUND);
+        self.send(hyper::Method::PATCH, path, body, bound).await
+    }
 }
 
 /// Calls after which the VM's state is known, for later errors.
@@ -135,7 +146,11 @@ impl Client {
     /// # Errors
     /// [`ApiError`].
     pub async fn patch_vm(&self, update: &VmUpdate) -> Result<(), ApiError> {
-        self.send(hyper::Method::PATCH, "/vm".to_owned(), update, self.bound())
+        let bound = match update.state {
+            VmState::Paused => self.bound().max(DISK_BOUND),
+            VmState::Resumed => self.bound(),
+        };
+        self.send(hyper::Method::PATCH, "/vm".to_owned(), update, bound)
             .await?;
         self.note(match update.state {
             VmState::Paused => InstanceState::Paused,
@@ -152,7 +167,8 @@ impl Client {
         self.put_action(ActionType::InstanceStart).await
     }
 
-    /// Pauses a running VM.
+    /// Pauses a running VM, whose drives the VMM writes back first. Bounded by [`DISK_BOUND`], or by the client's bound
+    /// if that is longer.
     ///
     /// # Errors
     /// [`ApiError`].

@@ -25,6 +25,9 @@ pub const DEFAULT_BOUND: Duration = Duration::from_secs(2);
 /// How long booting may take until the VMM answers.
 pub const BOOT_BOUND: Duration = Duration::from_secs(30);
 
+/// How long a call may take for which the VMM writes back, closes and opens files of the host: a busy disk takes seconds.
+pub const DISK_BOUND: Duration = Duration::from_secs(30);
+
 /// How long a VMM whose connection broke is given to be seen ending.
 const END_BOUND: Duration = Duration::from_secs(2);
 
@@ -61,7 +64,8 @@ impl Client {
         }
     }
 
-    /// The same client with calls bounded by `bound`, booting excepted.
+    /// The same client with calls bounded by `bound`; for booting it is at least [`BOOT_BOUND`], for a drive's change
+    /// and for a pause [`DISK_BOUND`].
     #[must_use]
     pub fn with_bound(mut self, bound: Duration) -> Self {
         self.bound = bound;

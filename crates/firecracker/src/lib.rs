@@ -19,7 +19,7 @@ mod tail;
 pub mod text;
 mod vmm;
 
-pub use client::{BOOT_BOUND, Client, DEFAULT_BOUND};
+pub use client::{BOOT_BOUND, Client, DEFAULT_BOUND, DISK_BOUND};
 pub use error::{ApiError, Call};
 pub use fifo::{FifoDrain, FifoError, FifoTail};
 pub use tail::{Excerpt, Tail};

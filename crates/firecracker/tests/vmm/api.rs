@@ -189,10 +189,31 @@ async fn what_is_not_answered_says_what_the_vm_was_doing() {
     // A call waits no longer for its turn than it would for its answer.
     let config = tokio::spawn(async move { client.vm_config().await });
     tokio::task::yield_now().await;
-    let text = hasty.pause().await.expect_err("no turn").to_string();
+    let text = hasty.resume().await.expect_err("no turn").to_string();
     assert_eq!(
         text,
         "The VMM was busy with other calls for 200ms, so PATCH /vm (VM running) was not made"
     );
     config.abort();
+}
+
+#[tokio::test]
+async fn what_writes_to_the_disk_has_more_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("api.sock");
+    let _server = Server::start(&socket, |_| (0, ""));
+    let hasty = Client::new(&socket).with_bound(Duration::from_millis(200));
+    let (swapping, pausing) = (hasty.clone(), hasty.clone());
+    let calls = [
+        tokio::spawn(async move { swapping.patch_drive(&DriveUpdate::path("d", "x")).await }),
+        tokio::spawn(async move { pausing.pause().await }),
+    ];
+    for slow in calls {
+        tokio::task::yield_now().await;
+        // One with the client's own bound, begun later, does not get its turn.
+        let error = hasty.resume().await.expect_err("no turn");
+        assert!(matches!(error, ApiError::Busy { .. }), "{error:?}");
+        assert!(!slow.is_finished(), "its bound is longer");
+        slow.abort();
+    }
 }
