@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use fc_client::host::kvm::{Kvm, probe};
 
+/// For what the kernel does at once, unless the host is very busy.
+const BOUND: Duration = Duration::from_secs(30);
+
 fn entries(dir: &str) -> usize {
     std::fs::read_dir(dir)
         .expect("a directory of /proc")
@@ -21,18 +24,21 @@ fn left_behind() -> (usize, usize, bool) {
 
 #[test]
 fn nothing_is_left_behind() {
+    let before = left_behind();
     let first = probe();
     if let Kvm::Absent | Kvm::Denied { .. } | Kvm::Unusable { .. } = first {
         println!("SKIPPED: no usable KVM here: {first}");
         return;
     }
-    let before = left_behind();
     let start = Instant::now();
     for _ in 0..20 {
         assert_eq!(probe(), first);
     }
     println!("{first}: 20 probes in {:?}", start.elapsed());
-    // Far above what a busy host needs: no probe waits for anything.
-    assert!(start.elapsed() < Duration::from_secs(60));
+    // A thread that was joined is listed until the kernel has put it away.
+    let deadline = Instant::now() + BOUND;
+    while left_behind() != before && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
     assert_eq!(left_behind(), before);
 }

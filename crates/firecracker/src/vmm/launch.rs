@@ -16,7 +16,7 @@ use super::end::write_lines;
 use super::process::Process;
 use super::running::DROP_BOUND;
 use super::{MINIMUM_VERSION, StartedVmm, Version, Vmm, VmmCommand, VmmEnd};
-use crate::{ApiError, readiness};
+use crate::{ApiError, Client, readiness};
 
 /// Time between two attempts to connect to a socket that was bound and is not listened on yet: nothing tells
 /// when it is, and it takes microseconds.
@@ -189,8 +189,10 @@ async fn take_over(
     let (binary, socket) = (started.binary.clone(), started.api_socket.clone());
     let bound = started.ready_bound;
     let vmm = Vmm::new(process, started).map_err(|source| LaunchError::Watch { source })?;
+    // All of it may take this long, the VMM's first answer included.
+    let client = vmm.client().clone().with_bound(bound);
     let version = tokio::select! {
-        version = timeout(bound, ready(&vmm, &binary, &socket, created)) => version,
+        version = timeout(bound, ready(&client, &binary, &socket, created)) => version,
         end = vmm.exited() => return Err(LaunchError::Exited { binary, end }),
     };
     match version {
@@ -205,7 +207,7 @@ async fn take_over(
 
 /// Waits for the API and asks for the version.
 async fn ready(
-    vmm: &Vmm,
+    client: &Client,
     binary: &Path,
     socket: &Path,
     created: &AsyncFd<OwnedFd>,
@@ -223,7 +225,7 @@ async fn ready(
         sleep(LISTEN_INTERVAL).await;
     }
     let binary = || binary.to_owned();
-    match vmm.client().describe_instance().await {
+    match client.describe_instance().await {
         Ok(info) => match Version::parse(&info.vmm_version) {
             Some(version) if version >= MINIMUM_VERSION => Ok(version),
             _ => Err(LaunchError::TooOld {

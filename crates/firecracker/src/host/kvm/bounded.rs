@@ -2,16 +2,23 @@
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::Duration;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::time::ClockId;
 
-/// How long the processor may run. It needs a millisecond; a busy host may take its time to let it.
-const RUN_BOUND: Duration = Duration::from_secs(2);
+/// How long the processor may run, in time of its thread. It needs a millisecond.
+const RUN_BOUND: Duration = Duration::from_secs(1);
+
+/// How long it may take in all: a busy host lets the thread wait, and nobody else has to.
+const WAIT_BOUND: Duration = Duration::from_secs(30);
+
+/// The shortest wait for a thread that has almost used up its time.
+const LEAST_WAIT: Duration = Duration::from_millis(10);
 
 /// How long an interrupted processor may take to come back, which takes no time at all either.
 const INTERRUPT_BOUND: Duration = Duration::from_secs(10);
@@ -45,7 +52,7 @@ pub(super) fn run<T: Send + 'static>(
         });
     before.thread_set_mask()?;
     let thread = thread?;
-    let result = match receiver.recv_timeout(RUN_BOUND) {
+    let result = match receive(&receiver, &ThreadClock::of(&thread)) {
         Err(RecvTimeoutError::Timeout) => {
             pthread_kill(thread.as_pthread_t(), INTERRUPT)?;
             receiver.recv_timeout(INTERRUPT_BOUND)
@@ -59,6 +66,40 @@ pub(super) fn run<T: Send + 'static>(
             Ok(Some(value))
         }
         Err(_) => Ok(None),
+    }
+}
+
+/// What the thread sends; a timeout when it has used up its time, or is not let run at all.
+fn receive<T>(receiver: &Receiver<T>, clock: &ThreadClock) -> Result<T, RecvTimeoutError> {
+    let begin = Instant::now();
+    loop {
+        // It uses no more time than passes, so that it needs this long at least.
+        let wait = RUN_BOUND.saturating_sub(clock.used()).max(LEAST_WAIT);
+        match receiver.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout)
+                if clock.used() < RUN_BOUND && begin.elapsed() < WAIT_BOUND => {}
+            result => return result,
+        }
+    }
+}
+
+/// The clock of the processor time that a thread uses.
+struct ThreadClock(Option<ClockId>);
+
+impl ThreadClock {
+    /// Of a thread that has not been joined.
+    fn of<T>(thread: &JoinHandle<T>) -> Self {
+        let mut clock = 0;
+        // SAFETY: the handle is of a thread that was neither joined nor detached; `clock` is there to be written.
+        let result = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) };
+        Self((result == 0).then(|| ClockId::from_raw(clock)))
+    }
+
+    /// What the thread has used so far. A clock that cannot be read is of a thread that has ended.
+    fn used(&self) -> Duration {
+        self.0
+            .and_then(|clock| clock.now().ok())
+            .map_or(Duration::ZERO, Duration::from)
     }
 }
 
