@@ -280,6 +280,7 @@ fn a_killed_user_uses_nothing_any_more() {
     let sleep = rustix::process::Pid::from_raw(sleep).unwrap();
     rustix::process::kill_process(sleep, rustix::process::Signal::KILL).unwrap();
     user.wait().unwrap();
+    wait_until_unused(&path);
     assert_eq!(upkeep.prune(0).unwrap().len(), 1);
     assert!(!path.exists());
 }

@@ -313,7 +313,7 @@ async fn a_view_needs_no_disk() {
     assert_same(&listing(&layers[0]), &list_image(&host, image.path()));
 }
 
-/// How long a container may wait for its disk.
+/// How long a container may wait for its disk; on a slow machine, a quarter of what making image and disk takes there.
 const READY: Duration = Duration::from_millis(20);
 
 #[tokio::test]
@@ -323,11 +323,13 @@ async fn a_disk_is_ready_at_once_thin_and_clean() {
     }
     let host = Host::new();
     let layers = host.layer("1", &[], "chmod 0711 .");
+    let begin = Instant::now();
     drop(prepare(&host, &host.active("2", &layers), "first").await);
+    let ready = READY.max(begin.elapsed() / 4);
     let mut times = Vec::new();
     // On a busy machine some try or other is not disturbed.
     let begin = Instant::now();
-    while !times.iter().any(|took| *took < READY) {
+    while !times.iter().any(|took| *took < ready) {
         assert!(begin.elapsed() < Duration::from_secs(60), "{times:?}");
         let number = times.len();
         let mount = host.active(&format!("s{number}"), &layers);
