@@ -5,26 +5,29 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use fc_proto::guest::{
     Agent, ConfigureRequest, ConfigureResponse, ExportUpperRequest, ExportUpperResponse, Mark,
-    NextEventRequest, NextEventResponse, PROTOCOL, feature,
+    NextEventRequest, NextEventResponse, PROTOCOL, WaitProcessRequest, WaitProcessResponse,
+    feature,
 };
+use protobuf::MessageField;
 use ttrpc::Code;
 use ttrpc::asynchronous::TtrpcContext;
 
 use crate::configure::{VERSION, apply, boottime_ns};
 use crate::debug;
-use crate::events::{Events, NoSuchEvent, Numbered};
+use crate::events::{Events, NoSuchEvent, Numbered, timestamp};
 use crate::export::Exporter;
 use crate::machine::Role;
 use crate::rpc::{detached, status};
 use crate::task::Tasks;
 
 /// What this agent can do beyond the original's.
-const FEATURES: [&str; 5] = [
+const FEATURES: [&str; 6] = [
     feature::ROOTFS_MOUNTS,
     feature::HOST_LISTENS,
     feature::UNMOUNT_FLUSHES,
     feature::NUMBERED_EVENTS,
     feature::EXPORT_UPPER,
+    feature::WAIT_PROCESS,
 ];
 
 /// Serves [`Agent`].
@@ -85,6 +88,23 @@ impl Agent for AgentService {
         self.tasks.check_at_rest(&request.container_id)?;
         let exporter = Arc::clone(&self.exporter);
         detached(async move { exporter.export(&request.container_id, request.port).await }).await
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: WaitProcessRequest,
+    ) -> ttrpc::Result<WaitProcessResponse> {
+        debug!("WaitProcess {request}");
+        let (id, exec_id) = (&request.container_id, &request.exec_id);
+        // Changes nothing, so it may be cancelled with its caller.
+        let (exit, written) = self.tasks.wait(id, exec_id).await?;
+        let mut response = WaitProcessResponse::new();
+        response.exit_status = exit.status;
+        response.exited_at = MessageField::some(timestamp(exit.at));
+        response.stdout_bytes = written.stdout;
+        response.stderr_bytes = written.stderr;
+        Ok(response)
     }
 }
 

@@ -4,7 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use fc_proto::guest::{IoAttachRequest, IoProxyClient, IoStateRequest};
+use fc_proto::guest::{
+    AgentClient, IoAttachRequest, IoProxyClient, IoStateRequest, WaitProcessRequest,
+};
 use fc_proto::task::api;
 use support::{Agent, context, read_to_end, read_until, skipped};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -57,11 +59,20 @@ async fn a_stream_that_the_host_does_not_read_stalls_no_other() {
     streams.write("alive\n").await;
     read_until(streams.stderr.as_mut().unwrap(), "alive").await;
     agent.kill("c1", "", 9, false).await.unwrap();
-    agent.wait("c1", "").await;
+    let request = WaitProcessRequest {
+        container_id: "c1".to_owned(),
+        ..WaitProcessRequest::default()
+    };
+    let client = AgentClient::new(agent.client.clone());
+    let ended = client.wait_process(context(), &request);
+    let ended = timeout(support::BOUND, ended).await.unwrap().unwrap();
+    assert_eq!(ended.exit_status, 128 + 9);
     agent.delete("c1", "").await.unwrap();
-    // Everything that was written before the end is still there to be read.
+    // Everything that was written before the end is still there to be read, and is what was told.
     let output = read_to_end(streams.stdout).await;
     assert!(output.len() > 64 * 1024, "{}", output.len());
+    assert_eq!(ended.stdout_bytes, output.len() as u64);
+    assert_eq!(ended.stderr_bytes, "still\nalive\n".len() as u64);
     agent.shut_down().await;
 }
 

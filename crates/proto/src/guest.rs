@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::generated::agent::{
     ConfigureRequest, ConfigureResponse, ExportUpperRequest, ExportUpperResponse, Mark,
-    NextEventRequest, NextEventResponse,
+    NextEventRequest, NextEventResponse, WaitProcessRequest, WaitProcessResponse,
 };
 pub use crate::generated::agent_ttrpc::{Agent, AgentClient, create_agent};
 pub use crate::generated::drivemount::{MountDriveRequest, UnmountDriveRequest};
@@ -56,6 +56,8 @@ pub mod feature {
     pub const NUMBERED_EVENTS: &str = "numbered-events";
     /// The agent has `Agent.ExportUpper`.
     pub const EXPORT_UPPER: &str = "export-upper";
+    /// The agent has `Agent.WaitProcess`.
+    pub const WAIT_PROCESS: &str = "wait-process";
 }
 
 /// One line of JSON that the agent sends on [`ANNOUNCE_PORT`], then closes the

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::fd::{Fd, pipe};
 use crate::tracker::Tracker;
 pub use connect::{ConnectError, Connections, Pending, Ports};
+use output::Output;
 use slot::Slot;
 
 /// Size of a copy buffer; that of a pipe.
@@ -92,14 +93,13 @@ impl Plumbing {
         let exited = watch::Sender::new(false);
         let output = |stream: Option<(Fd, Fd)>| {
             stream.map(|(source, connection)| {
-                let slot = Slot::new(connection);
-                let copy = output::copy(source, Arc::clone(&slot), exited.subscribe());
+                let (output, copy) = Output::new(source, connection, exited.subscribe());
                 let underway = tracker.enter();
                 tokio::spawn(async move {
                     copy.await;
                     drop(underway);
                 });
-                slot
+                output
             })
         };
         let stdout = output(self.stdout);
@@ -118,19 +118,34 @@ impl Plumbing {
     }
 }
 
+/// How many bytes were written to each output stream; 0 for one that is not wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// To stdout, or the terminal.
+    pub stdout: u64,
+    /// To stderr.
+    pub stderr: u64,
+}
+
 /// The running streams of a process.
 #[derive(Debug)]
 pub struct ProcessIo {
     stdin: Option<Arc<Slot>>,
-    stdout: Option<Arc<Slot>>,
-    stderr: Option<Arc<Slot>>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
     exited: watch::Sender<bool>,
 }
 
 impl ProcessIo {
-    /// The process has ended: its input ends now, its output when all of it is read.
-    pub fn process_exited(&self) {
+    /// The process has ended: its input ends now, its output when all of it is read. Returns what was written so
+    /// far.
+    pub fn process_exited(&self) -> Written {
         self.exited.send_replace(true);
+        let written = |output: &Option<Output>| output.as_ref().map_or(0, Output::written);
+        Written {
+            stdout: written(&self.stdout),
+            stderr: written(&self.stderr),
+        }
     }
 
     /// Nobody will attach any more: streams without a connection end now, the others when their
@@ -156,9 +171,9 @@ impl ProcessIo {
     /// Continues the streams on other connections. Streams that the process never had are ignored.
     pub fn attach(&self, connections: Connections) {
         let pairs = [
-            (&self.stdin, connections.stdin),
-            (&self.stdout, connections.stdout),
-            (&self.stderr, connections.stderr),
+            (self.stdin.as_ref(), connections.stdin),
+            (self.stdout.as_ref().map(Output::slot), connections.stdout),
+            (self.stderr.as_ref().map(Output::slot), connections.stderr),
         ];
         for (slot, connection) in pairs {
             if let (Some(slot), Some(connection)) = (slot, connection) {
@@ -168,9 +183,8 @@ impl ProcessIo {
     }
 
     fn slots(&self) -> impl Iterator<Item = &Arc<Slot>> {
-        [&self.stdin, &self.stdout, &self.stderr]
-            .into_iter()
-            .flatten()
+        let outputs = [&self.stdout, &self.stderr].into_iter().flatten();
+        self.stdin.iter().chain(outputs.map(Output::slot))
     }
 }
 

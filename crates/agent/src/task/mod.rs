@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::cgroup::Cgroup;
 use crate::events::Events;
 use crate::oci::Runtime;
-use crate::reaper::Reaper;
+use crate::reaper::{Exit, Reaper};
+use crate::stdio::Written;
 use crate::tracker::Tracker;
 use crate::transport::Transport;
 use bundle::Bundle;
@@ -121,6 +122,14 @@ impl Tasks {
         let container = self.container(id)?;
         let process = container.process(exec_id)?;
         Ok((container, process))
+    }
+
+    /// Waits for a process's end: how it ended and what it had written by then. Fails when there is no such process,
+    /// or it is deleted before it ran.
+    pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Result<(Exit, Written), TaskError> {
+        let (_, process) = self.process(id, exec_id)?;
+        let ended = process.wait().await;
+        ended.ok_or_else(|| TaskError::NoTask(id.to_owned()))
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::error::TaskError;
 use crate::fd::Fd;
 use crate::reaper::Exit;
-use crate::stdio::{Connections, ProcessIo};
+use crate::stdio::{Connections, ProcessIo, Written};
 
 /// Where a process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct State {
     pub pid: Option<Pid>,
     /// How it ended, once it has.
     pub exit: Option<Exit>,
+    /// What it had written by its end.
+    pub written: Written,
 }
 
 /// Where the caller wants the streams; these are the host's business, kept to be told again.
@@ -107,6 +109,7 @@ impl Process {
                 phase: Phase::Created,
                 pid: None,
                 exit: None,
+                written: Written::default(),
             }),
             streams: Mutex::default(),
         }
@@ -134,23 +137,21 @@ impl Process {
 
     /// The process has ended.
     pub fn exited(&self, exit: Exit) {
-        let streams = self.streams();
-        if let Some(io) = &streams.io {
-            io.process_exited();
-        }
-        drop(streams);
+        let written = self.with_io(ProcessIo::process_exited).unwrap_or_default();
         self.state.send_modify(|state| {
             state.phase = Phase::Stopped;
             state.exit = Some(exit);
+            state.written = written;
         });
     }
 
-    /// Waits for the process's end; it may have come long ago.
-    pub async fn wait(&self) -> Option<Exit> {
+    /// Waits for the process's end, which may have come long ago: how it ended and what it had written by then.
+    pub async fn wait(&self) -> Option<(Exit, Written)> {
         let mut states = self.state.subscribe();
         let over = |state: &State| state.exit.is_some() || state.phase == Phase::Deleted;
         // Fails only without a sender, and `self` is one.
-        states.wait_for(over).await.ok()?.exit
+        let state = *states.wait_for(over).await.ok()?;
+        Some((state.exit?, state.written))
     }
 
     /// Keeps what an exec will need.

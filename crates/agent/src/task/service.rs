@@ -133,9 +133,8 @@ impl Task for TaskService {
         request: api::WaitRequest,
     ) -> ttrpc::Result<api::WaitResponse> {
         debug!("Wait {request}");
-        let (_, process) = self.tasks.process(&request.id, &request.exec_id)?;
         // Changes nothing, so it may be cancelled with its caller.
-        let exit = process.wait().await.ok_or(TaskError::NoTask(request.id))?;
+        let (exit, _) = self.tasks.wait(&request.id, &request.exec_id).await?;
         let mut response = api::WaitResponse::new();
         response.exit_status = exit.status;
         response.exited_at = MessageField::some(timestamp(exit.at));

@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fc_proto::guest::{EXTRA_DATA_TYPE_URL, ExtraData};
+use fc_proto::guest::{EXTRA_DATA_TYPE_URL, ExtraData, WaitProcessRequest, feature};
 use fc_proto::protobuf::well_known_types::any::Any;
 use fc_proto::protobuf::{Message, MessageField};
 use fc_proto::task::api::{CreateTaskRequest, WaitRequest};
 use fc_proto::ttrpc::Error as RpcError;
 use fc_vm::ident;
+use fc_vm::machine::Guest;
 
 use super::drives::{attach, detach, guest_path};
 use super::error::{CallError, Unsupported};
 use super::files::{self, Files};
-use super::io::{self, Stdio};
+use super::io::{self, Stdio, Written};
 use super::link;
 use super::process::{Exit, Process};
 use super::shim::{Running, Shim};
@@ -164,14 +165,9 @@ pub fn watch_exit(shim: &Arc<Shim>, running: &Arc<Running>, process: Arc<Process
     let running = Arc::clone(running);
     tokio::spawn(async move {
         let guest = running.machine.guest();
-        let request = WaitRequest {
-            id: process.task_id.clone(),
-            exec_id: process.exec_id.clone(),
-            ..WaitRequest::default()
-        };
         let answer = loop {
             let before = link::now(guest);
-            match guest.tasks().wait(guest.context(), &request).await {
+            match wait(guest, &process).await {
                 Err(error) if !matches!(error, RpcError::RpcStatus(_)) => {
                     if !link::regained(guest, before).await {
                         break Err(error);
@@ -181,15 +177,11 @@ pub fn watch_exit(shim: &Arc<Shim>, running: &Arc<Running>, process: Arc<Process
             }
         };
         match answer {
-            Ok(response) => {
+            Ok((exit, written)) => {
                 if process.exec_id.is_empty() {
                     shim.timeline.task(&process.task_id, "task_exited");
                 }
-                let exit = Exit {
-                    status: response.exit_status,
-                    at: response.exited_at.unwrap_or_default(),
-                };
-                process.ended(exit).await;
+                process.ended(exit, written).await;
             }
             // Deleted before it ran; or the VM ended, which is told elsewhere.
             Err(error) => tracing::debug!(
@@ -199,4 +191,33 @@ pub fn watch_exit(shim: &Arc<Shim>, running: &Arc<Running>, process: Arc<Process
             ),
         }
     });
+}
+
+/// Waits for the process's end in the guest: how it ended and, if the agent can tell, what it had written by then.
+async fn wait(guest: &Guest, process: &Process) -> Result<(Exit, Option<Written>), RpcError> {
+    if guest.has(feature::WAIT_PROCESS) {
+        let request = WaitProcessRequest {
+            container_id: process.task_id.clone(),
+            exec_id: process.exec_id.clone(),
+            ..WaitProcessRequest::default()
+        };
+        let agent = guest.agent();
+        let response = agent.wait_process(guest.context(), &request).await?;
+        let exit = Exit {
+            status: response.exit_status,
+            at: response.exited_at.unwrap_or_default(),
+        };
+        return Ok((exit, Some([response.stdout_bytes, response.stderr_bytes])));
+    }
+    let request = WaitRequest {
+        id: process.task_id.clone(),
+        exec_id: process.exec_id.clone(),
+        ..WaitRequest::default()
+    };
+    let response = guest.tasks().wait(guest.context(), &request).await?;
+    let exit = Exit {
+        status: response.exit_status,
+        at: response.exited_at.unwrap_or_default(),
+    };
+    Ok((exit, None))
 }

@@ -45,10 +45,11 @@ pub async fn delete(shim: &Arc<Shim>, request: DeleteRequest) -> Result<DeleteRe
         // The VM's end was the process's.
         None => (0, process.exit().unwrap_or_else(Exit::killed)),
     };
-    process.set_exit(exit.clone());
     if let Some(io) = process.take_io() {
         io.finish().await;
     }
+    // Not before: somebody else may wait for it, and read no more once told.
+    process.set_exit(exit.clone());
     if request.exec_id.is_empty() {
         remove(shim, running.as_deref(), &task).await;
         if let Some(running) = &running {

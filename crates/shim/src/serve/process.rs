@@ -7,7 +7,7 @@ use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
 use fc_proto::task::api::{StateResponse, Status};
 use tokio::sync::watch;
 
-use super::io::{ProcessIo, Stdio};
+use super::io::{ProcessIo, Stdio, Written};
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +39,7 @@ pub struct Process {
     status: Mutex<Status>,
     /// How it ended, once that is known.
     exit: OnceLock<Exit>,
-    /// Whether its end may be told.
+    /// Whether Wait may tell its end.
     told: watch::Sender<bool>,
     published: OnceLock<Exit>,
     io: Mutex<Option<ProcessIo>>,
@@ -62,7 +62,7 @@ impl Process {
 
     /// What containerd calls its status.
     pub fn status(&self) -> Status {
-        if *self.told.borrow() {
+        if self.known_exit().is_some() {
             Status::STOPPED
         } else {
             *lock(&self.status)
@@ -74,11 +74,12 @@ impl Process {
         *lock(&self.status) = status;
     }
 
-    /// The process ended, which is told once its output has been read; later news of that are ignored.
-    pub async fn ended(&self, exit: Exit) {
+    /// The process ended, which Wait tells once its output has been read; later news of that are ignored. `written` is
+    /// how much it said, if the guest can tell.
+    pub async fn ended(&self, exit: Exit, written: Option<Written>) {
         let _ = self.exit.set(exit);
         let delivery = lock(&self.io).as_ref().map(|io| {
-            io.process_ended();
+            io.process_ended(written);
             io.delivery()
         });
         if let Some(delivery) = delivery {
@@ -87,8 +88,7 @@ impl Process {
         self.told.send_replace(true);
     }
 
-    /// The process ended, which is told at once, as its client has given it up, or its VM is gone; later news of
-    /// that are ignored.
+    /// The process ended, which Wait tells at once, as its client has given it up; later news of that are ignored.
     pub fn set_exit(&self, exit: Exit) {
         let _ = self.exit.set(exit);
         self.told.send_replace(true);
@@ -97,6 +97,12 @@ impl Process {
     /// How it ended, if it has.
     pub fn exit(&self) -> Option<Exit> {
         self.exit.get().cloned()
+    }
+
+    /// How it ended, as soon as anything is known of that. A client that learned of it by the event expects of State
+    /// that it is stopped, and deletes nothing else.
+    fn known_exit(&self) -> Option<&Exit> {
+        self.exit.get().or(self.published())
     }
 
     /// The event of its end is on its way to containerd. Wait's answer and the event come from the guest
@@ -111,7 +117,7 @@ impl Process {
         self.published.get()
     }
 
-    /// Waits until its end is told.
+    /// Waits until its end may be told.
     pub async fn wait(&self) -> Exit {
         // Fails only without a sender, and `self` is one.
         let _ = self.told.subscribe().wait_for(|told| *told).await;
@@ -137,7 +143,7 @@ impl Process {
 
     /// The answer to State, except for what belongs to the task.
     pub fn state(&self, pid: u32, bundle: &str) -> StateResponse {
-        let exit = self.exit().filter(|_| *self.told.borrow());
+        let exit = self.known_exit().cloned();
         StateResponse {
             id: self.task_id.clone(),
             exec_id: self.exec_id.clone(),
@@ -176,5 +182,34 @@ impl Process {
             published: OnceLock::new(),
             io: Mutex::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients that go by events ask State before they delete.
+    #[tokio::test]
+    async fn a_published_end_is_stated_and_wait_is_answered_later() {
+        let process = Process::for_test("a", "");
+        process.set_status(Status::RUNNING);
+        let exit = Exit {
+            status: 3,
+            at: Timestamp::now(),
+        };
+        process.set_published(exit.clone());
+        let state = process.state(1, "/bundle");
+        assert_eq!(state.status, Status::STOPPED.into());
+        assert_eq!(state.exit_status, 3);
+        let mut wait = std::pin::pin!(process.wait());
+        let pending =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(wait.as_mut().poll(cx).is_pending()));
+        assert!(
+            pending.await,
+            "Wait was answered before all output was read"
+        );
+        process.ended(exit.clone(), None).await;
+        assert_eq!(wait.await, exit);
     }
 }

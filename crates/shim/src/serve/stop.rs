@@ -9,6 +9,7 @@ use fc_proto::containerd::events::task::TaskExit;
 use fc_proto::protobuf::MessageField;
 use fc_proto::task::api::Status;
 use fc_vm::state;
+use tokio::task::JoinSet;
 
 use super::error::{CallError, StartError};
 use super::life::Origin;
@@ -112,9 +113,12 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
     shim.timeline.vm("vm_stopped");
     let pid = running.machine.vmm_pid();
     let mut awaited = false;
+    let mut ends = JoinSet::new();
     for process in tasks.iter().flat_map(|task| task.processes()) {
         awaited |= process.is_awaited();
-        publish_end(shim, &process, pid);
+        let exit = publish_end(shim, &process, pid);
+        // The last words, which explain a VM's end best, are here and have yet to be read.
+        ends.spawn(async move { process.ended(exit, None).await });
     }
     shim.events
         .vm_stopped(shim.dir.namespace(), shim.dir.vm_id());
@@ -123,6 +127,7 @@ pub async fn after_end(shim: &Arc<Shim>, running: &Running, end: &VmmEnd) {
     }
     clean(shim).await;
     shim.set_phase(Phase::Gone(running.machine.console()));
+    ends.join_all().await;
     if awaited {
         // Whoever waits learns of the tasks' ends now, and deletes them.
         let _ = tokio::time::timeout(DELETE_BOUND, shim.tasks.empty()).await;
@@ -150,14 +155,13 @@ pub async fn after_failure(shim: &Arc<Shim>, error: StartError, origin: Origin) 
 }
 
 /// A process whose VM is gone: it was killed, as far as anybody can tell, unless its end is known. containerd
-/// learns of its end now, if it has not yet.
-fn publish_end(shim: &Shim, process: &Process, pid: u32) {
+/// learns of its end now, if it has not yet. Returns it.
+fn publish_end(shim: &Shim, process: &Process, pid: u32) -> Exit {
     let known = process.exit().or_else(|| process.published().cloned());
     let ran = known.is_some() || process.status() != Status::CREATED;
     let exit = known.unwrap_or_else(Exit::killed);
-    process.set_exit(exit.clone());
     if !ran || process.published().is_some() {
-        return;
+        return exit;
     }
     process.set_published(exit.clone());
     let id = if process.exec_id.is_empty() {
@@ -170,11 +174,12 @@ fn publish_end(shim: &Shim, process: &Process, pid: u32) {
         id: id.clone(),
         pid,
         exit_status: exit.status,
-        exited_at: MessageField::some(exit.at),
+        exited_at: MessageField::some(exit.at.clone()),
         ..TaskExit::default()
     };
     shim.events
         .publish("/tasks/exit", "containerd.events.TaskExit", &event);
+    exit
 }
 
 /// Removes the VM's sockets and directory. The lock goes last, with the directory. Whether the directory is gone.
@@ -213,7 +218,7 @@ mod tests {
             let shim = Shim::for_test();
             let task = Task::for_test(&shim, "a");
             prepare(&task.init);
-            publish_end(&shim, &task.init, 42);
+            let exit = publish_end(&shim, &task.init, 42);
             let statuses: Vec<u32> = shim
                 .events
                 .waiting()
@@ -224,31 +229,30 @@ mod tests {
                     event.exit_status
                 })
                 .collect();
-            let known = task.init.exit().map(|exit| exit.status);
-            (statuses, known)
+            (statuses, exit.status)
         };
         // Never ran.
-        assert_eq!(published(&|_| {}), (vec![], Some(137)));
+        assert_eq!(published(&|_| {}), (vec![], 137));
         // Killed with its VM.
         let running = |process: &Process| process.set_status(Status::RUNNING);
-        assert_eq!(published(&running), (vec![137], Some(137)));
+        assert_eq!(published(&running), (vec![137], 137));
         // Its end was answered to Wait, and its event never came.
         let answered = |process: &Process| {
             running(process);
             process.set_exit(exit(3));
         };
-        assert_eq!(published(&answered), (vec![3], Some(3)));
+        assert_eq!(published(&answered), (vec![3], 3));
         // Its event came, and Wait was never answered.
         let forwarded = |process: &Process| {
             running(process);
             process.set_published(exit(3));
         };
-        assert_eq!(published(&forwarded), (vec![], Some(3)));
+        assert_eq!(published(&forwarded), (vec![], 3));
         let both = |process: &Process| {
             answered(process);
             process.set_published(exit(3));
         };
-        assert_eq!(published(&both), (vec![], Some(3)));
+        assert_eq!(published(&both), (vec![], 3));
     }
 
     #[tokio::test]

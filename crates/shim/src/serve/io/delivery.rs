@@ -9,28 +9,35 @@ use tokio::sync::watch;
 
 /// How long a reader may read nothing, although there is something, before it is taken for one that never will.
 const READER_BOUND: Duration = Duration::from_secs(5);
+/// How long the guest may be silent although it owes something: its VMM may hardly get to run.
+const OWED_BOUND: Duration = Duration::from_secs(10);
 /// How long the guest may be silent before what an ended process said is taken to be here, although its stream is
-/// open still: a child that lives on may have it.
+/// open still: a child that lives on may have it. For who cannot tell how much was said.
 const GUEST_BOUND: Duration = Duration::from_millis(500);
-/// How long it all may take. A guest could go on for ever.
+/// How long it may take when the guest cannot tell how much was said: it could go on for ever.
 const TOTAL_BOUND: Duration = Duration::from_secs(30);
+/// Most bytes that a guest may owe when its process ends: more than all buffers in between hold.
+const MAX_OWED: u64 = 4 << 20;
+
+/// How many bytes a process wrote to stdout, or its terminal, and to stderr.
+pub type Written = [u64; 2];
 
 /// What one stream waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// More from the guest, or its end.
+    /// More from the guest, or its end: the process has ended, and all that came was read.
     Guest,
-    /// The reader, for which there is something.
+    /// The reader, for which there may be something.
     Reader,
     /// A reader, for which there is something: nobody has opened the FIFO.
     Nobody,
-    /// Nothing: it was closed.
+    /// Nothing: it was closed, or is not wanted.
     Done,
 }
 
-/// The stages of a process's output streams. Every change, also of one to itself, is progress.
+/// The progress of a process's output streams.
 #[derive(Debug, Clone)]
-pub struct Delivery(watch::Sender<Vec<Stage>>);
+pub struct Delivery(watch::Sender<[Stream; 2]>);
 
 /// One stream's part of a [`Delivery`]. Dropping it says that the stream is done.
 #[derive(Debug)]
@@ -39,61 +46,139 @@ pub struct Part {
     index: usize,
 }
 
+/// One stream. Every change, also of a stage to itself, is progress.
+#[derive(Debug, Clone, Copy)]
+struct Stream {
+    stage: Stage,
+    /// Bytes that came from the guest.
+    came: u64,
+    /// Bytes of them that were read.
+    read: u64,
+    /// What the process had written when it ended, if that is known.
+    written: Option<u64>,
+    /// Whether it may have written more than is known.
+    at_least: bool,
+}
+
 impl Delivery {
-    /// Without a stream.
+    /// Without a stream that is wanted.
     pub fn new() -> Self {
-        Self(watch::Sender::new(Vec::new()))
-    }
-
-    /// One more stream.
-    pub fn add(&self) -> Part {
-        let mut index = 0;
-        self.0.send_modify(|stages| {
-            index = stages.len();
-            stages.push(Stage::Guest);
-        });
-        let all = self.clone();
-        Part { all, index }
-    }
-
-    /// Waits until all output of a process that has ended was read, as far as anybody reads it. Answers whether
-    /// it was.
-    pub async fn finished(&self) -> bool {
-        let mut stages = self.0.subscribe();
-        let settled = async {
-            loop {
-                let Some(bound) = bound(&stages.borrow_and_update()) else {
-                    return;
-                };
-                if tokio::time::timeout(bound, stages.changed()).await.is_err() {
-                    return;
-                }
-            }
+        let none = Stream {
+            stage: Stage::Done,
+            came: 0,
+            read: 0,
+            written: None,
+            at_least: false,
         };
-        let _ = tokio::time::timeout(TOTAL_BOUND, settled).await;
-        self.0.borrow().iter().all(|stage| *stage == Stage::Done)
+        Self(watch::Sender::new([none; 2]))
+    }
+
+    /// The stream is wanted: 0 for stdout, or the terminal, 1 for stderr.
+    pub fn part(&self, index: usize) -> Part {
+        let all = self.clone();
+        let part = Part { all, index };
+        part.set(Stage::Reader);
+        part
+    }
+
+    /// The process has ended. `written` is what it said before, if the guest can tell; of a terminal it knows only a
+    /// part.
+    pub fn process_ended(&self, written: Option<Written>, terminal: bool) {
+        self.0.send_modify(|streams| {
+            for (index, stream) in streams.iter_mut().enumerate() {
+                let most = stream.came.saturating_add(MAX_OWED);
+                let known = written.map(|written| written[index].min(most));
+                stream.written = stream.written.or(known);
+                stream.at_least = terminal;
+            }
+        });
+    }
+
+    /// Waits until all that a process said before its end was read, as far as anybody reads it.
+    pub async fn finished(&self) {
+        if self.0.borrow().iter().all(|s| s.written.is_some()) {
+            self.settled().await;
+        } else {
+            self.finished_in_time().await;
+        }
+    }
+
+    /// The same, with a bound whatever the guest says. Answers whether everything was read.
+    pub async fn finished_in_time(&self) -> bool {
+        let _ = tokio::time::timeout(TOTAL_BOUND, self.settled()).await;
+        let mut streams = self.0.borrow().into_iter();
+        streams.all(|s| s.stage == Stage::Done || s.is_complete())
+    }
+
+    async fn settled(&self) {
+        let mut streams = self.0.subscribe();
+        loop {
+            let bound = streams
+                .borrow_and_update()
+                .iter()
+                .filter_map(Stream::bound)
+                .max();
+            let Some(bound) = bound else {
+                return;
+            };
+            if tokio::time::timeout(bound, streams.changed())
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+impl Stream {
+    /// How long to wait for its next change; `None`: there is nothing to wait for.
+    fn bound(&self) -> Option<Duration> {
+        match self.stage {
+            Stage::Nobody | Stage::Done => None,
+            Stage::Guest if self.owes() => Some(OWED_BOUND),
+            Stage::Guest | Stage::Reader if self.is_complete() => None,
+            Stage::Guest => Some(GUEST_BOUND),
+            Stage::Reader => Some(READER_BOUND),
+        }
+    }
+
+    /// Whether something was written that was not read yet, as far as that is known.
+    fn owes(&self) -> bool {
+        self.written.is_some_and(|written| self.read < written)
+    }
+
+    /// Whether all was read that the process said before its end; its stream may be open still.
+    fn is_complete(&self) -> bool {
+        self.written.is_some() && !self.owes() && !self.at_least
     }
 }
 
 impl Part {
     /// The stream's stage now; the same as before means that it has come further.
     pub fn set(&self, stage: Stage) {
-        self.all.0.send_modify(|stages| stages[self.index] = stage);
+        self.change(|stream| stream.stage = stage);
+    }
+
+    /// More bytes came from the guest.
+    pub fn came(&self, count: usize) {
+        self.change(|stream| stream.came += count as u64);
+    }
+
+    /// All that came was read but `left` bytes.
+    pub fn read_but(&self, left: u64) {
+        self.change(|stream| stream.read = stream.came.saturating_sub(left));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Stream)) {
+        self.all
+            .0
+            .send_modify(|streams| change(&mut streams[self.index]));
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
         self.set(Stage::Done);
-    }
-}
-
-/// How long to wait for the next change; `None`: there is nothing to wait for.
-fn bound(stages: &[Stage]) -> Option<Duration> {
-    let any = |stage| stages.contains(&stage);
-    match (any(Stage::Reader), any(Stage::Guest)) {
-        (true, _) => Some(READER_BOUND),
-        (_, true) => Some(GUEST_BOUND),
-        _ => None,
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-pub use delivery::Delivery;
+pub use delivery::{Delivery, Written};
 use output::Watched;
 use target::{Input, Output};
 use wire::Wire;
@@ -77,7 +77,8 @@ impl IoError {
 /// listening, or about to dial.
 pub struct Prepared {
     stdin: Option<(Input, Wire)>,
-    outputs: Vec<(Output, Wire)>,
+    /// stdout, or the terminal, and stderr.
+    outputs: [Option<(Output, Wire)>; 2],
     terminal: bool,
     /// vsock ports of stdin, stdout and stderr; 0 for a stream that is not wanted.
     pub ports: [u32; 3],
@@ -89,7 +90,7 @@ impl Prepared {
         let [stdin_port, stdout_port, stderr_port] = ports.take();
         let mut prepared = Self {
             stdin: None,
-            outputs: Vec::new(),
+            outputs: [None, None],
             terminal: stdio.terminal,
             ports: [0; 3],
         };
@@ -98,14 +99,14 @@ impl Prepared {
             prepared.ports[0] = stdin_port;
         }
         if let Some(output) = Output::open(&stdio.stdout)? {
-            prepared.outputs.push((output, ports.wire(stdout_port)?));
+            prepared.outputs[0] = Some((output, ports.wire(stdout_port)?));
             prepared.ports[1] = stdout_port;
         }
         // A terminal has no stderr of its own.
         if !stdio.terminal
             && let Some(output) = Output::open(&stdio.stderr)?
         {
-            prepared.outputs.push((output, ports.wire(stderr_port)?));
+            prepared.outputs[1] = Some((output, ports.wire(stderr_port)?));
             prepared.ports[2] = stderr_port;
         }
         Ok(prepared)
@@ -119,8 +120,11 @@ impl Prepared {
         let ended = watch::Sender::new(false);
         let mut outputs = JoinSet::new();
         let first_output = Arc::new(first_output);
-        for (output, wire) in self.outputs {
-            let part = delivery.add();
+        for (index, output) in self.outputs.into_iter().enumerate() {
+            let Some((output, wire)) = output else {
+                continue;
+            };
+            let part = delivery.part(index);
             let first_output = Arc::clone(&first_output);
             let ended = ended.subscribe();
             outputs.spawn(async move {
@@ -150,6 +154,7 @@ impl Prepared {
             close_stdin,
             delivery,
             ended,
+            terminal: self.terminal,
         }
     }
 }
@@ -162,6 +167,7 @@ pub struct ProcessIo {
     close_stdin: Arc<Notify>,
     delivery: Delivery,
     ended: watch::Sender<bool>,
+    terminal: bool,
 }
 
 impl ProcessIo {
@@ -170,8 +176,10 @@ impl ProcessIo {
         self.close_stdin.notify_one();
     }
 
-    /// The process has ended: what is left of its output is taken from the guest at once.
-    pub fn process_ended(&self) {
+    /// The process has ended, having written as much as the guest says, if it can tell: what is left of that is taken
+    /// from the guest at once.
+    pub fn process_ended(&self, written: Option<Written>) {
+        self.delivery.process_ended(written, self.terminal);
         self.ended.send_replace(true);
     }
 
@@ -182,9 +190,9 @@ impl ProcessIo {
 
     /// Waits until all output of an ended process has been read, as far as anybody reads it.
     pub async fn finish(mut self) {
-        self.process_ended();
+        self.process_ended(None);
         self.stdin.abort_all();
-        if !self.delivery.finished().await {
+        if !self.delivery.finished_in_time().await {
             tracing::warn!("Output of an ended process that nobody reads was given up");
         }
     }

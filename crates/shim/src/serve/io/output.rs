@@ -56,19 +56,13 @@ async fn pump(
     output: &mut Output,
     watched: &Watched<'_>,
 ) -> io::Result<()> {
-    stream.readable().await?;
-    let mut chunk = Vec::with_capacity(BUFFER);
+    let mut chunk = Vec::new();
     let mut ahead = Vec::new();
     let mut first = true;
     loop {
-        chunk.clear();
         std::mem::swap(&mut chunk, &mut ahead);
-        if chunk.is_empty() {
-            watched.part.set(Stage::Guest);
-            chunk.reserve(BUFFER);
-            if stream.read_buf(&mut chunk).await? == 0 {
-                return Ok(());
-            }
+        if chunk.is_empty() && !receive(stream, &mut chunk, output, watched).await? {
+            return Ok(());
         }
         if std::mem::take(&mut first) {
             (watched.first_output)();
@@ -77,8 +71,40 @@ async fn pump(
         while !rest.is_empty() {
             watched.part.set(Stage::Reader);
             rest = &rest[write(output, rest, stream, &mut ahead, watched).await?..];
+            let here = rest.len() + ahead.len();
+            watched.part.read_but(here as u64 + output.unread()?);
         }
+        chunk.clear();
     }
+}
+
+/// Waits for more from the guest; answers whether there is. Meanwhile, once the process has ended, follows the
+/// reader.
+async fn receive(
+    stream: &mut UnixStream,
+    chunk: &mut Vec<u8>,
+    output: &mut Output,
+    watched: &Watched<'_>,
+) -> io::Result<bool> {
+    let more = async {
+        stream.readable().await?;
+        chunk.reserve(BUFFER);
+        stream.read_buf(chunk).await
+    };
+    let follow = async {
+        wait_for(&watched.ended).await;
+        match drain(output, &watched.part).await {
+            Ok(()) => pending().await,
+            Err(error) => error,
+        }
+    };
+    let count = tokio::select! {
+        biased;
+        count = more => count?,
+        error = follow => return Err(error),
+    };
+    watched.part.came(count);
+    Ok(count > 0)
 }
 
 /// Writes some of `bytes`. Meanwhile, once the process has ended, takes what is left of it from the guest, and
@@ -92,7 +118,7 @@ async fn write(
 ) -> io::Result<usize> {
     let read_ahead = async {
         wait_for(&watched.ended).await;
-        read_ahead(stream, ahead).await
+        read_ahead(stream, ahead, &watched.part).await
     };
     let mut read_ahead = std::pin::pin!(read_ahead);
     loop {
@@ -121,25 +147,34 @@ async fn wait_for(ended: &watch::Receiver<bool>) {
 }
 
 /// Takes what is left. An end, or an error, is met again by the next read.
-async fn read_ahead(stream: &mut UnixStream, ahead: &mut Vec<u8>) -> Infallible {
-    while ahead.len() < AHEAD && matches!(stream.read_buf(ahead).await, Ok(1..)) {}
+async fn read_ahead(stream: &mut UnixStream, ahead: &mut Vec<u8>, part: &Part) -> Infallible {
+    while ahead.len() < AHEAD
+        && let Ok(count @ 1..) = stream.read_buf(ahead).await
+    {
+        part.came(count);
+    }
     pending().await
 }
 
-/// Waits until the reader has taken everything, or has gone.
+/// Waits until the reader has taken everything that came, or has gone.
 async fn drain(output: &mut Output, part: &Part) -> io::Result<()> {
     let [mut pause, longest] = DRAIN;
-    let mut before = 0;
+    let mut before = None;
     loop {
         let left = output.unread()?;
-        if left == 0 || !output.has_reader()? {
-            return Ok(());
-        }
-        if left != before {
-            part.set(Stage::Reader);
+        if before != Some(left) {
+            part.read_but(left);
             pause = DRAIN[0];
         }
-        before = left;
+        before = Some(left);
+        if left == 0 {
+            part.set(Stage::Guest);
+            return Ok(());
+        }
+        if !output.has_reader()? {
+            part.set(Stage::Nobody);
+            return Ok(());
+        }
         sleep(pause).await;
         pause = (pause * 2).min(longest);
     }

@@ -44,10 +44,9 @@ impl Fixture {
 }
 
 fn reader(path: &Path) -> std::thread::JoinHandle<Vec<u8>> {
-    let path = path.to_owned();
+    let mut file = std::fs::File::open(path).unwrap();
     std::thread::spawn(move || {
         let mut all = Vec::new();
-        let mut file = std::fs::File::open(path).unwrap();
         file.read_to_end(&mut all).unwrap();
         all
     })
@@ -101,9 +100,22 @@ fn open_to_read(path: &Path) -> std::fs::File {
     options.open(path).unwrap()
 }
 
-async fn within(seconds: u64, delivery: &Delivery) -> bool {
-    let bound = Duration::from_secs(seconds);
-    let finished = tokio::time::timeout(bound, delivery.finished()).await;
+/// Reads five bytes as they come.
+async fn read_five(client: &mut std::fs::File) -> [u8; 5] {
+    let mut said = [0; 5];
+    let mut count = 0;
+    while count < said.len() {
+        match client.read(&mut said[count..]) {
+            Ok(more) => count += more,
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+    said
+}
+
+/// Waits until the end may be told, which must come; answers whether everything was read.
+async fn finished(delivery: &Delivery) -> bool {
+    let finished = tokio::time::timeout(Duration::from_secs(60), delivery.finished_in_time()).await;
     finished.expect("the end of the waiting")
 }
 
@@ -112,21 +124,23 @@ async fn output_that_nobody_reads_is_given_up() {
     let fixture = Fixture::new();
     let (io, mut guest, _) = with_stdout(&fixture).await;
     let writer = tokio::spawn(async move { guest.write_all(&[7; 2 << 20]).await });
-    io.process_ended();
-    assert!(!within(5, &io.delivery()).await);
+    io.process_ended(None);
+    assert!(!finished(&io.delivery()).await);
     io.finish().await;
     assert!(writer.await.unwrap().is_err());
 }
 
 /// What fits the FIFO is no reason to wait for a reader.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn little_output_that_nobody_reads_is_not_waited_for() {
     let fixture = Fixture::new();
     let (io, mut guest, _) = with_stdout(&fixture).await;
     guest.write_all(b"hello").await.unwrap();
     drop(guest);
-    io.process_ended();
-    assert!(within(5, &io.delivery()).await);
+    io.process_ended(None);
+    let begin = tokio::time::Instant::now();
+    io.delivery().finished().await;
+    assert!(begin.elapsed() < Duration::from_secs(1));
 }
 
 /// A client may close its end when it learns of the process's: not before it has read everything.
@@ -136,7 +150,7 @@ async fn the_end_waits_for_a_slow_reader() {
     let (io, mut guest, out) = with_stdout(&fixture).await;
     let mut client = open_to_read(&out);
     let data: Vec<u8> = (0..300_000).map(|i: u32| i.to_le_bytes()[1]).collect();
-    io.process_ended();
+    io.process_ended(None);
     guest.write_all(&data).await.unwrap();
     drop(guest);
     let delivery = io.delivery();
@@ -151,7 +165,7 @@ async fn the_end_waits_for_a_slow_reader() {
         }
         read
     };
-    let mut finished = std::pin::pin!(within(20, &delivery));
+    let mut finished = std::pin::pin!(finished(&delivery));
     let read = tokio::select! {
         biased;
         read = slow => read,
@@ -169,11 +183,9 @@ async fn a_stream_that_stays_open_does_not_hide_the_end() {
     let (io, mut guest, out) = with_stdout(&fixture).await;
     let mut client = open_to_read(&out);
     guest.write_all(b"hello").await.unwrap();
-    io.process_ended();
-    assert!(!within(5, &io.delivery()).await);
-    let mut said = [0; 5];
-    client.read_exact(&mut said).unwrap();
-    assert_eq!(&said, b"hello");
+    assert_eq!(read_five(&mut client).await, *b"hello");
+    io.process_ended(None);
+    assert!(!finished(&io.delivery()).await);
     // It may speak still.
     guest.write_all(b"!").await.unwrap();
     drop(guest);
@@ -187,6 +199,66 @@ async fn a_stream_that_stays_open_does_not_hide_the_end() {
     assert_eq!(rest.join().unwrap(), b"!");
 }
 
+/// A starved guest sends late what it has.
+#[tokio::test]
+async fn what_the_guest_says_it_owes_is_waited_for() {
+    let fixture = Fixture::new();
+    let (io, mut guest, out) = with_stdout(&fixture).await;
+    let mut client = open_to_read(&out);
+    guest.write_all(b"he").await.unwrap();
+    io.process_ended(Some([5, 0]));
+    let delivery = io.delivery();
+    let mut told = std::pin::pin!(delivery.finished());
+    let late = tokio::time::timeout(Duration::from_secs(1), &mut told).await;
+    assert!(late.is_err(), "the end was told before all was said");
+    guest.write_all(b"llo").await.unwrap();
+    assert_eq!(read_five(&mut client).await, *b"hello");
+    told.await;
+    assert!(finished(&delivery).await);
+}
+
+/// What a child that lives on says after the end does not put off the end.
+#[tokio::test]
+async fn later_output_does_not_put_off_the_end() {
+    let fixture = Fixture::new();
+    let (io, mut guest, out) = with_stdout(&fixture).await;
+    let client = reader(&out);
+    guest.write_all(b"hello").await.unwrap();
+    io.process_ended(Some([5, 0]));
+    let delivery = io.delivery();
+    let chatter = async {
+        while guest.write_all(&[b'.'; 4096]).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = delivery.finished() => {}
+        () = chatter => panic!("the stream broke"),
+    }
+    assert!(finished(&delivery).await);
+    drop(io);
+    let read = tokio::task::spawn_blocking(|| client.join().unwrap());
+    assert!(read.await.unwrap().starts_with(b"hello"));
+}
+
+/// A guest may claim anything.
+#[tokio::test]
+async fn what_a_guest_owes_is_bounded() {
+    let fixture = Fixture::new();
+    let (io, mut guest, out) = with_stdout(&fixture).await;
+    let client = reader(&out);
+    io.process_ended(Some([u64::MAX, u64::MAX]));
+    guest.write_all(&vec![7; 5 << 20]).await.unwrap();
+    assert!(
+        finished(&io.delivery()).await,
+        "5 MiB are more than any buffers hold"
+    );
+    drop(guest);
+    drop(io);
+    let read = tokio::task::spawn_blocking(|| client.join().unwrap());
+    assert!(read.await.unwrap().len() >= 4 << 20);
+}
+
 /// More than a FIFO and a Unix socket hold; the guest gets rid of it before anybody reads.
 #[tokio::test]
 async fn what_an_ended_process_said_waits_for_a_stalled_reader() {
@@ -196,7 +268,7 @@ async fn what_an_ended_process_said_waits_for_a_stalled_reader() {
     let data: Vec<u8> = (0..500_000).map(|i: u32| i.to_le_bytes()[1]).collect();
     let (all, ()) = tokio::join!(guest.write_all(&data), async {
         tokio::task::yield_now().await;
-        io.process_ended();
+        io.process_ended(None);
     });
     all.unwrap();
     drop(guest);
