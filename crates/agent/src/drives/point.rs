@@ -137,6 +137,8 @@ mod tests {
     use super::*;
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn place(path: &Path) -> Option<PathBuf> {
         match MountPoint::make(path) {
@@ -213,26 +215,30 @@ mod tests {
         let (place, other) = (base.join("x"), base.join("other"));
         fs::create_dir_all(place.join("sub")).unwrap();
         symlink("/sys", &other).unwrap();
+        let swaps = Arc::new(AtomicBool::new(true));
+        let goes_on = Arc::clone(&swaps);
         let swapper = std::thread::spawn(move || {
-            for _ in 0..4000 {
+            while goes_on.load(Ordering::Relaxed) {
                 let swap = RenameFlags::RENAME_EXCHANGE;
                 renameat2(AT_FDCWD, &place, AT_FDCWD, &other, swap).unwrap();
             }
         });
-        let mut found = 0;
-        while !swapper.is_finished() {
+        // Often enough to meet a swap at every step of the way, however seldom the two run at once.
+        let (mut found, mut refused) = (0, 0);
+        while found < 500 || refused < 500 {
+            assert!(!swapper.is_finished());
             match MountPoint::make(&base.join("x/sub")) {
                 Ok(point) => {
                     let real = fs::read_link(point.handle()).unwrap();
                     assert!(real.starts_with(&base), "{}", real.display());
                     found += 1;
                 }
-                Err(DriveError::Destination { .. } | DriveError::MountPoint { .. }) => {}
+                Err(DriveError::Destination { .. } | DriveError::MountPoint { .. }) => refused += 1,
                 Err(error) => panic!("{error}"),
             }
         }
+        swaps.store(false, Ordering::Relaxed);
         swapper.join().unwrap();
-        assert!(found > 0);
     }
 
     #[test]
