@@ -247,6 +247,16 @@ async fn nobody_waits_for_a_vm_that_hangs() {
         }
         setup.processes(&format!("ns/{id}")).await;
     }
+    // One alone is quick enough that even the silent shim has not been given up when it is gone.
+    vm.create_vm(ctx("ns"), &create("alone"))
+        .await
+        .expect("CreateVM");
+    vm.stop_vm(ctx("ns"), &stop("alone")).await.expect("StopVM");
+    assert!(
+        hung.try_join_next().is_none(),
+        "the others hang on, nobody waited for them"
+    );
+
     let ids: Vec<String> = (0..20).map(|i| format!("vm-{i}")).collect();
     let mut calls = JoinSet::new();
     for id in ids.clone() {
@@ -256,7 +266,7 @@ async fn nobody_waits_for_a_vm_that_hangs() {
     while let Some(created) = calls.join_next().await {
         created.expect("a task").expect("CreateVM");
     }
-    assert_eq!(setup.vms().len(), 23);
+    assert_eq!(but_silent(&setup).len(), 22);
     for id in ids {
         let vm = vm.clone();
         calls.spawn(async move { vm.stop_vm(ctx("ns"), &stop(&id)).await.map(drop) });
@@ -264,13 +274,14 @@ async fn nobody_waits_for_a_vm_that_hangs() {
     while let Some(stopped) = calls.join_next().await {
         stopped.expect("a task").expect("StopVM");
     }
-    let left = setup.vms();
-    let left: Vec<_> = left.iter().map(|vm| vm.dir.vm_id()).collect();
-    assert_eq!(left, ["hangs", "silent", "stays"]);
-    assert!(
-        hung.try_join_next().is_none(),
-        "the others hang on, nobody waited for them"
-    );
+    assert_eq!(but_silent(&setup), ["hangs", "stays"]);
+}
+
+/// The VMs that are there, but for the one that is given up when all this takes long.
+fn but_silent(setup: &Setup) -> Vec<String> {
+    let vms = setup.vms();
+    let names = vms.iter().map(|vm| vm.dir.vm_id().to_owned());
+    names.filter(|name| name != "silent").collect()
 }
 
 /// A context with a namespace and no bound.

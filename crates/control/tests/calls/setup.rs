@@ -140,6 +140,15 @@ impl Setup {
         }
     }
 
+    /// Whether the stand-in of `vm` has said `what` by now.
+    pub fn has_said(&mut self, vm: &str, what: &str) -> bool {
+        while let Ok(line) = self.said.try_recv() {
+            self.heard.push_back(line);
+        }
+        let start = format!("{vm} {what}");
+        self.heard.iter().any(|line| line.starts_with(&start))
+    }
+
     /// Process ids of a stand-in and its VMM, once it runs.
     pub async fn processes(&mut self, vm: &str) -> (u32, u32) {
         let rest = self.said(vm, "runs ").await;
