@@ -54,10 +54,13 @@ impl Ctl<'_> {
 fn every_command(setup: &Setup, flavor: &Flavor) {
     let on = &Instance::start(setup, flavor);
     let ctl = Ctl { setup, on };
+    let patience = PATIENCE.to_string();
     let create = [
         "vm",
         "create",
         "web",
+        "--timeout",
+        &patience,
         "--containers",
         "2",
         "--memory",
@@ -121,7 +124,6 @@ fn every_command(setup: &Setup, flavor: &Flavor) {
     let shown = follower.stdout.as_mut().expect("piped").read(&mut first);
     assert_eq!(shown.expect("what there was"), 1);
     assert!(eventually(|| watches(&waiter, &info["shim_pid"])));
-    let patience = PATIENCE.to_string();
     ctl.run(&["vm", "stop", "web", "--timeout", &patience])
         .expect(0);
     for watcher in [follower, waiter] {
@@ -205,7 +207,8 @@ fn cache_and_doctor(ctl: &Ctl) {
 fn gc(setup: &Setup, flavor: &Flavor) {
     let on = &Instance::with(setup, flavor, |_| {}, events::DEBUG);
     let ctl = Ctl { setup, on };
-    let created = ctl.json(&["vm", "create", "doomed"]);
+    let patience = PATIENCE.to_string();
+    let created = ctl.json(&["vm", "create", "doomed", "--timeout", &patience]);
     let socket = created["api_socket"].as_str().expect("a path").to_owned();
     let info = ctl.json(&["vm", "info", "doomed"]);
     let shim = info["shim_pid"].as_i64().expect("a process id");
