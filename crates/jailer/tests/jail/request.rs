@@ -169,11 +169,11 @@ fn pinned_and_in_its_network(runtime: &Runtime) {
             net_ns: Some(path.clone()),
             cpus: "0".parse().unwrap(),
             mems: "0".parse().unwrap(),
-            cgroup_path: "/firecracker-test/deep".into(),
+            cgroup_path: format!("/{name}/deep"),
             ..host.request.clone()
         };
         let (jail, vmm, _) = host.start().await;
-        let cgroup = format!("/firecracker-test/deep/{}", host.vm_id);
+        let cgroup = format!("/{name}/deep/{}", host.vm_id);
         assert_eq!(jail.cgroup_path(), Some(&*cgroup));
         let proc = format!("/proc/{}", vmm.pid());
         let of_vmm = fs::metadata(format!("{proc}/ns/net")).unwrap();
@@ -193,8 +193,7 @@ fn pinned_and_in_its_network(runtime: &Runtime) {
         end(jail, vmm, &host).await;
         netns("delete");
         // Parents are others' too, and stay; these are the test's own.
-        let clean = "rmdir /sys/fs/cgroup/firecracker-test/deep /sys/fs/cgroup/firecracker-test \
-                     /sys/fs/cgroup/*/firecracker-test/deep /sys/fs/cgroup/*/firecracker-test";
-        let _ = Command::new("sh").args(["-c", clean]).output();
+        let clean = format!("cd /sys/fs/cgroup; rmdir {name}/deep {name} */{name}/deep */{name}");
+        let _ = Command::new("sh").args(["-c", &clean]).output();
     });
 }

@@ -24,15 +24,16 @@ pub fn main() -> ExitCode {
     };
     let api = UnixListener::bind(socket).expect("the API socket");
     let orders = UnixListener::bind(ORDERS).expect("the socket for orders");
+    // What is too long shall be an error, not the end.
+    // SAFETY: ignoring a signal touches no memory.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    // Before the API answers: from then on it may be killed.
+    println!("ready");
     std::thread::spawn(move || {
         for stream in api.incoming().flatten() {
             std::thread::spawn(move || answer_api(stream));
         }
     });
-    // What is too long shall be an error, not the end.
-    // SAFETY: ignoring a signal touches no memory.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    println!("ready");
     for stream in orders.incoming().flatten() {
         std::thread::spawn(move || obey(stream));
     }
