@@ -19,14 +19,15 @@ use crate::api::{InstanceInfo, InstanceState};
 use crate::vmm::Exit;
 use crate::{ApiError, Call, text};
 
-/// How long a call may take if nothing else is said: an idle VMM answers within milliseconds, one on a busy host has been seen
-/// to take more than 2 s.
+/// How long a call may take if nothing else is said: an idle VMM answers within milliseconds, one on a busy host has
+/// been seen to take more than 2 s.
 pub const DEFAULT_BOUND: Duration = Duration::from_secs(10);
 
 /// How long booting may take until the VMM answers.
 pub const BOOT_BOUND: Duration = Duration::from_secs(30);
 
-/// How long a call may take for which the VMM writes back, closes and opens files of the host: a busy disk takes seconds.
+/// How long a call may take for which the VMM writes back, closes and opens files of the host: a busy disk takes
+/// seconds.
 pub const DISK_BOUND: Duration = Duration::from_secs(30);
 
 /// How long a VMM whose connection broke is given to be seen ending.

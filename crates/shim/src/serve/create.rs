@@ -203,10 +203,7 @@ async fn wait(guest: &Guest, process: &Process) -> Result<(Exit, Option<Written>
         };
         let agent = guest.agent();
         let response = agent.wait_process(guest.context(), &request).await?;
-        let exit = Exit {
-            status: response.exit_status,
-            at: response.exited_at.unwrap_or_default(),
-        };
+        let exit = Exit::told(response.exit_status, response.exited_at);
         return Ok((exit, Some([response.stdout_bytes, response.stderr_bytes])));
     }
     let request = WaitRequest {
@@ -215,9 +212,6 @@ async fn wait(guest: &Guest, process: &Process) -> Result<(Exit, Option<Written>
         ..WaitRequest::default()
     };
     let response = guest.tasks().wait(guest.context(), &request).await?;
-    let exit = Exit {
-        status: response.exit_status,
-        at: response.exited_at.unwrap_or_default(),
-    };
+    let exit = Exit::told(response.exit_status, response.exited_at);
     Ok((exit, None))
 }

@@ -81,10 +81,7 @@ async fn delete_in(
     match guest.tasks().delete(guest.context(), request).await {
         Ok(response) => Ok((
             response.pid,
-            Exit {
-                status: response.exit_status,
-                at: response.exited_at.unwrap_or_default(),
-            },
+            Exit::told(response.exit_status, response.exited_at),
         )),
         Err(RpcError::RpcStatus(status)) if status.code() == Code::NOT_FOUND => {
             Ok((0, process.exit().unwrap_or_else(Exit::killed)))

@@ -19,6 +19,14 @@ pub struct Exit {
 }
 
 impl Exit {
+    /// An end as the guest told it.
+    pub fn told(status: u32, at: MessageField<Timestamp>) -> Self {
+        Self {
+            status,
+            at: at.unwrap_or_default(),
+        }
+    }
+
     /// The end of a process whose VM is gone: as if killed, now.
     pub fn killed() -> Self {
         Self {
@@ -101,7 +109,7 @@ impl Process {
 
     /// How it ended, as soon as anything is known of that. A client that learned of it by the event expects of State
     /// that it is stopped, and deletes nothing else.
-    fn known_exit(&self) -> Option<&Exit> {
+    pub fn known_exit(&self) -> Option<&Exit> {
         self.exit.get().or(self.published())
     }
 

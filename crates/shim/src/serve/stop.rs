@@ -157,7 +157,7 @@ pub async fn after_failure(shim: &Arc<Shim>, error: StartError, origin: Origin) 
 /// A process whose VM is gone: it was killed, as far as anybody can tell, unless its end is known. containerd
 /// learns of its end now, if it has not yet. Returns it.
 fn publish_end(shim: &Shim, process: &Process, pid: u32) -> Exit {
-    let known = process.exit().or_else(|| process.published().cloned());
+    let known = process.known_exit().cloned();
     let ran = known.is_some() || process.status() != Status::CREATED;
     let exit = known.unwrap_or_else(Exit::killed);
     if !ran || process.published().is_some() {

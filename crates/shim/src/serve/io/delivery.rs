@@ -56,19 +56,19 @@ struct Stream {
     read: u64,
     /// What the process had written when it ended, if that is known.
     written: Option<u64>,
-    /// Whether it may have written more than is known.
-    at_least: bool,
+    /// A terminal's: of what was written to it the guest knows only a part.
+    terminal: bool,
 }
 
 impl Delivery {
     /// Without a stream that is wanted.
-    pub fn new() -> Self {
+    pub fn new(terminal: bool) -> Self {
         let none = Stream {
             stage: Stage::Done,
             came: 0,
             read: 0,
             written: None,
-            at_least: false,
+            terminal,
         };
         Self(watch::Sender::new([none; 2]))
     }
@@ -81,15 +81,13 @@ impl Delivery {
         part
     }
 
-    /// The process has ended. `written` is what it said before, if the guest can tell; of a terminal it knows only a
-    /// part.
-    pub fn process_ended(&self, written: Option<Written>, terminal: bool) {
+    /// The process has ended. `written` is what it said before, if the guest can tell.
+    pub fn process_ended(&self, written: Option<Written>) {
         self.0.send_modify(|streams| {
             for (index, stream) in streams.iter_mut().enumerate() {
                 let most = stream.came.saturating_add(MAX_OWED);
                 let known = written.map(|written| written[index].min(most));
                 stream.written = stream.written.or(known);
-                stream.at_least = terminal;
             }
         });
     }
@@ -150,7 +148,7 @@ impl Stream {
 
     /// Whether all was read that the process said before its end; its stream may be open still.
     fn is_complete(&self) -> bool {
-        self.written.is_some() && !self.owes() && !self.at_least
+        self.written.is_some() && !self.owes() && !self.terminal
     }
 }
 

@@ -116,7 +116,7 @@ impl Prepared {
     /// connects while it creates it. `first_output` runs when the first byte comes.
     pub fn start(self, first_output: impl Fn() + Send + Sync + 'static) -> ProcessIo {
         let close_stdin = Arc::new(Notify::new());
-        let delivery = Delivery::new();
+        let delivery = Delivery::new(self.terminal);
         let ended = watch::Sender::new(false);
         let mut outputs = JoinSet::new();
         let first_output = Arc::new(first_output);
@@ -154,7 +154,6 @@ impl Prepared {
             close_stdin,
             delivery,
             ended,
-            terminal: self.terminal,
         }
     }
 }
@@ -167,7 +166,6 @@ pub struct ProcessIo {
     close_stdin: Arc<Notify>,
     delivery: Delivery,
     ended: watch::Sender<bool>,
-    terminal: bool,
 }
 
 impl ProcessIo {
@@ -179,7 +177,7 @@ impl ProcessIo {
     /// The process has ended, having written as much as the guest says, if it can tell: what is left of that is taken
     /// from the guest at once.
     pub fn process_ended(&self, written: Option<Written>) {
-        self.delivery.process_ended(written, self.terminal);
+        self.delivery.process_ended(written);
         self.ended.send_replace(true);
     }
 
