@@ -27,6 +27,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{FlockOperation, flock};
+
 pub use error::HostFileError;
 pub use found::Found;
 
@@ -152,14 +154,13 @@ impl From<Inner> for HostFile {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if !self.temporary {
-            return;
+        if self.temporary
+            && let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %self.path.display(), %error, "a file made for a VM stays");
         }
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(file = %self.path.display(), %error, "a file made for a VM stays");
-            }
-            _ => {}
-        }
+        // Closing it is not enough: a process that this one is just starting has a copy until its program runs.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }

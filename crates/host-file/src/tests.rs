@@ -222,3 +222,16 @@ fn a_block_device_is_written_to_by_one() {
     drop(writer);
     HostFile::open(&node, Access::Write).unwrap();
 }
+
+#[test]
+fn a_copy_of_the_descriptor_keeps_no_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    fs::write(&path, "").unwrap();
+    let writer = HostFile::open(&path, Access::Write).unwrap();
+    // As a process that is just being started has one.
+    let copy = writer.file().try_clone().unwrap();
+    drop(writer);
+    HostFile::open(&path, Access::Write).unwrap();
+    drop(copy);
+}
