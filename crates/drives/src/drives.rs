@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fc_errors::chain;
 use fc_host_file::{Access, HostFile};
+use fc_stub_drive::{SECTOR, SECTORS};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -249,8 +250,31 @@ fn checked(request: Attach, writable: bool) -> Result<Attach, DriveError> {
     if writable && request.file.access() == Access::Read {
         return Err(DriveError::NotWritable(request.file.path().to_owned()));
     }
+    check_size(&request.file)?;
     let options = with_access(request.options, writable)?;
     Ok(Attach { options, ..request })
+}
+
+/// The guest tells by its size that a file has taken the stub's place.
+fn check_size(file: &HostFile) -> Result<(), DriveError> {
+    // A block device's length is not in its metadata, and none has a single sector.
+    if file.is_block_device() {
+        return Ok(());
+    }
+    let path = || file.path().to_owned();
+    let metadata = file.file().metadata();
+    let metadata = metadata.map_err(|source| DriveError::Look {
+        path: path(),
+        source,
+    })?;
+    let bytes = metadata.len();
+    if bytes / SECTOR as u64 <= SECTORS {
+        return Err(DriveError::TooSmall {
+            path: path(),
+            bytes,
+        });
+    }
+    Ok(())
 }
 
 /// An attached drive on its way to a caller who may have gone.

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 
 use fc_errors::{chain, chains};
@@ -77,6 +78,22 @@ pub enum DriveError {
     /// A file that was opened, and locked, for reading only, for a drive that can be written to.
     #[error("{} is open for reading only, and the drive can be written to", .0.display())]
     NotWritable(PathBuf),
+    /// A file that is no larger than a stub, so that the guest could not tell whether it has taken the stub's place.
+    #[error("{} has only {bytes} bytes: no filesystem is as small as that", path.display())]
+    TooSmall {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// A file cannot be looked at.
+    #[error("{} cannot be looked at", path.display())]
+    Look {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// `ro` or `rw` where the drive is the other.
     #[error("The drive cannot be mounted as asked")]
     Options(#[from] OptionError),

@@ -37,6 +37,6 @@ pub use backend::{
 pub use drives::{Attach, AttachedDrive, Drives};
 pub use error::{DetachErrors, DriveError, Step};
 pub use links::Links;
-pub use options::OptionError;
+pub use options::{OptionError, check_access};
 pub use slots::{Kind, SlotId, SlotInfo, SlotState, SlotUse};
 pub use stubs::{BootDrive, CreateError, DriveMountSlot, Layout, StubDrives};

@@ -10,23 +10,42 @@ pub struct OptionError {
     pub writable: bool,
 }
 
-/// Adds `rw` or `ro` to `options` unless it is there already.
-pub(crate) fn with_access(
-    options: Vec<String>,
-    writable: bool,
-) -> Result<Vec<String>, OptionError> {
-    let (right, wrong) = if writable { ("rw", "ro") } else { ("ro", "rw") };
-    if options.iter().any(|option| option == wrong) {
+/// Checks that `options` do not contradict a drive that can, or cannot, be written to. Each is one of mount(8)'s, or
+/// several with commas between, as the guest takes them.
+///
+/// # Errors
+/// Names the one that does.
+pub fn check_access(options: &[String], writable: bool) -> Result<(), OptionError> {
+    let wrong = word(!writable);
+    if has(options, wrong) {
         return Err(OptionError {
             option: wrong.into(),
             writable,
         });
     }
-    let mut options = options;
-    if !options.iter().any(|option| option == right) {
+    Ok(())
+}
+
+/// Adds `rw` or `ro` to `options` unless it is there already.
+pub(crate) fn with_access(
+    mut options: Vec<String>,
+    writable: bool,
+) -> Result<Vec<String>, OptionError> {
+    check_access(&options, writable)?;
+    let right = word(writable);
+    if !has(&options, right) {
         options.push(right.into());
     }
     Ok(options)
+}
+
+fn word(writable: bool) -> &'static str {
+    if writable { "rw" } else { "ro" }
+}
+
+fn has(options: &[String], wanted: &str) -> bool {
+    let mut words = options.iter().flat_map(|option| option.split(','));
+    words.any(|word| word == wanted)
 }
 
 #[cfg(test)]
@@ -45,6 +64,7 @@ mod tests {
         assert_eq!(access(&[], true).unwrap(), ["rw"]);
         assert_eq!(access(&["noatime"], false).unwrap(), ["noatime", "ro"]);
         assert_eq!(access(&["rw", "noatime"], true).unwrap(), ["rw", "noatime"]);
+        assert_eq!(access(&["noatime,rw"], true).unwrap(), ["noatime,rw"]);
     }
 
     #[test]
@@ -59,5 +79,9 @@ mod tests {
             error.to_string(),
             "Mount option rw is incompatible with IsWritable=false"
         );
+        // The guest would take the last one.
+        let error = access(&["ro,noatime"], true).unwrap_err();
+        assert_eq!(error.option, "ro");
+        access(&["errors=remount-ro"], true).unwrap();
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -22,12 +21,12 @@ pub(crate) fn mount_read_only(image: &Path, fstype: &str, target: &Path) -> io::
     }
 }
 
-/// Mounts a block device or image file at `target`, read-only, with its own options.
+/// Mounts a block device or image file at `target`, with its own options. Nothing is written to it.
+///
+/// A block device gets a loop device too: one that is read-only, as mount(8) makes it here. The option `ro` alone does
+/// not keep a journal from being replayed.
 pub(crate) fn mount_device(device: &Device, target: &Path) -> io::Result<()> {
-    let mut options = String::from("ro");
-    if !fs::metadata(&device.source)?.file_type().is_block_device() {
-        options.push_str(",loop");
-    }
+    let mut options = String::from("ro,loop");
     for option in device.options.iter().filter(|option| *option != "rw") {
         options.push(',');
         options.push_str(option);

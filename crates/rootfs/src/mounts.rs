@@ -146,7 +146,8 @@ fn device(mount: &Mount) -> Result<Device, MountError> {
         });
     }
     let mut options = Vec::new();
-    for option in &mount.options {
+    // The kernel takes one after the other, however they are put together.
+    for option in mount.options.iter().flat_map(|option| option.split(',')) {
         let (name, value) = split(option);
         if ["bind", "rbind"].contains(&name)
             || HOST_ONLY_OPTIONS.contains(&name)
@@ -156,7 +157,7 @@ fn device(mount: &Mount) -> Result<Device, MountError> {
             return Err(unsupported(mount, option));
         }
         if name != "loop" {
-            options.push(option.clone());
+            options.push(option.to_owned());
         }
     }
     let never_writable = READ_ONLY_FSTYPES.contains(&mount.fstype.as_str());

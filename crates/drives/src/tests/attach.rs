@@ -138,6 +138,11 @@ async fn a_contradiction_costs_no_slot() {
     wrong.file = HostFile::open(&path, Access::Read).unwrap();
     let error = drives.attach(Kind::Writable, wrong).await.unwrap_err();
     assert!(matches!(error, DriveError::NotWritable(_)));
+    // To the guest, that would still be the stub.
+    let small = request("a");
+    small.file.file().set_len(1023).unwrap();
+    let error = drives.attach(Kind::Writable, small).await.unwrap_err();
+    assert!(error.to_string().contains("only 1023 bytes"), "{error}");
     assert!(
         states(&drives)
             .iter()

@@ -203,7 +203,9 @@ pub fn file() -> HostFile {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = format!("fc-drives-test-{}-{number}", std::process::id());
-    HostFile::create(&std::env::temp_dir().join(name)).unwrap()
+    let file = HostFile::create(&std::env::temp_dir().join(name)).unwrap();
+    file.file().set_len(1 << 20).unwrap();
+    file
 }
 
 /// A wish that nobody else has.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fc_host_file::{Access, HostFile};
 use fc_rootfs::Mount;
-use fc_test_host::{can_mount_images, in_namespace};
+use fc_test_host::{can_mount_images, in_namespace, sh};
 
 use crate::snapshots::{Host, mount_image};
 use crate::{CHANGES, base, layers_of, list_image};
@@ -120,6 +120,59 @@ async fn a_target_is_inside_the_rootfs_whatever_links_say() {
         assert!(listed.contains("etc/file"), "{target}: {listed}");
     }
     assert!(!Path::new("/etc/file").exists());
+}
+
+/// A block device over a file, until dropped.
+struct Loop(String);
+
+impl Loop {
+    fn attach(file: &Path) -> Loop {
+        let dir = file.parent().unwrap();
+        let device = sh(&format!("losetup -f --show {}", file.display()), dir);
+        Loop(device.trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        sh(&format!("losetup -d {}", self.0), Path::new("/"));
+    }
+}
+
+#[tokio::test]
+async fn a_journal_is_not_replayed_in_what_is_only_read() {
+    if !can_mount_images() {
+        return;
+    }
+    let host = Host::new();
+    // As a VM that was killed leaves it.
+    host.sh(
+        "mkdir -p tree/etc; echo x > tree/file; truncate -s 16M dirty.ext4; mkfs.ext4 -q -F -d tree dirty.ext4
+         debugfs -w -R 'feature needs_recovery' dirty.ext4; cp dirty.ext4 behind-a-device",
+    );
+    let image = host.path("dirty.ext4");
+    let before = fs::read(&image).unwrap();
+    let device = Loop::attach(&host.path("behind-a-device"));
+    for source in [&image, Path::new(&device.0)] {
+        let prepare = async |options: &[&str]| {
+            let mounts = [
+                mount("ext4", source, "", options),
+                bind(&host.path("tree"), "etc", &["rbind"]),
+            ];
+            let prepared = host.rootfs().prepare(&mounts, &host.files("c")).await;
+            prepared.map(drop)
+        };
+        for options in [&["rw"][..], &["ro"], &["rw,noatime"]] {
+            let text = fc_errors::chain(&prepare(options).await.unwrap_err());
+            let name = source.display().to_string();
+            assert!(text.contains(&name) && text.contains("read-only"), "{text}");
+        }
+        prepare(&["ro", "noload"]).await.unwrap();
+        assert!(fs::read(source).unwrap() == before, "{}", source.display());
+    }
+    drop(device);
+    loop_devices_go(&host);
+    assert!(fs::read(host.path("behind-a-device")).unwrap() == before);
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ fn drive_code(error: &DriveError) -> Code {
         DriveError::Exhausted { .. } => Code::FAILED_PRECONDITION,
         DriveError::InUse { .. } | DriveError::DriveMountInUse(_) => Code::ALREADY_EXISTS,
         DriveError::NotAttached { .. } | DriveError::NoSuchDriveMount(_) => Code::NOT_FOUND,
-        DriveError::Options(_) => Code::INVALID_ARGUMENT,
+        DriveError::Options(_) | DriveError::TooSmall { .. } => Code::INVALID_ARGUMENT,
         _ => Code::INTERNAL,
     }
 }

@@ -1,6 +1,6 @@
 //! The drives of a VM: its root device, and what the host mounts in the guest.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use fc_client::api::{RateLimiter, TokenBucket};
 use fc_config::Config;
@@ -30,7 +30,7 @@ pub struct RootDrive {
 pub struct DriveMount {
     /// Image file or block device on the host.
     pub host_path: PathBuf,
-    /// Where the guest mounts it.
+    /// Where the guest mounts it, without `.` and `..`; no earlier drive mount is there or below.
     pub vm_path: String,
     /// Type of the filesystem in it.
     pub fstype: String,
@@ -76,10 +76,26 @@ pub(super) fn root_drive(
 pub(super) fn drive_mounts(
     requests: &[FirecrackerDriveMount],
 ) -> Result<Vec<DriveMount>, SpecError> {
-    let mounts = requests.iter().enumerate();
-    mounts
-        .map(|(index, mount)| drive_mount(&drive_mount_field(index), mount))
-        .collect()
+    let mut mounts: Vec<DriveMount> = Vec::with_capacity(requests.len());
+    for (index, request) in requests.iter().enumerate() {
+        let field = drive_mount_field(index);
+        let mount = drive_mount(&field, request)?;
+        let is_covered =
+            |earlier: &DriveMount| Path::new(&earlier.vm_path).starts_with(&mount.vm_path);
+        if let Some(number) = mounts.iter().position(is_covered) {
+            return Err(SpecError::Value {
+                field: format!("{field}.VMPath"),
+                problem: format!(
+                    "{:?} would cover {} at {:?}, which is mounted before it",
+                    mount.vm_path,
+                    drive_mount_field(number),
+                    mounts[number].vm_path
+                ),
+            });
+        }
+        mounts.push(mount);
+    }
+    Ok(mounts)
 }
 
 fn drive_mount(field: &str, mount: &FirecrackerDriveMount) -> Result<DriveMount, SpecError> {
@@ -88,25 +104,35 @@ fn drive_mount(field: &str, mount: &FirecrackerDriveMount) -> Result<DriveMount,
     };
     let host_path = absolute(&format!("{field}.HostPath"), &mount.HostPath)?;
     let vm_path = absolute(&format!("{field}.VMPath"), &mount.VMPath)?;
-    let wrong = if mount.IsWritable { "ro" } else { "rw" };
-    if mount.Options.iter().any(|option| option == wrong) {
-        return Err(SpecError::MountOption {
+    fc_drives::check_access(&mount.Options, mount.IsWritable).map_err(|problem| {
+        SpecError::MountOption {
             field: format!("{field}.Options"),
-            option: wrong,
-            writable: mount.IsWritable,
-        });
-    }
+            problem,
+        }
+    })?;
     Ok(DriveMount {
         host_path: host_path.ok_or_else(|| required("HostPath"))?,
-        vm_path: vm_path
-            .map(|_| mount.VMPath.clone())
-            .ok_or_else(|| required("VMPath"))?,
+        vm_path: plain(&vm_path.ok_or_else(|| required("VMPath"))?),
         fstype: text(&mount.FilesystemType).ok_or_else(|| required("FilesystemType"))?,
         options: mount.Options.clone(),
         writable: mount.IsWritable,
         cache_type: cache_type(field, &mount.CacheType)?,
         rate_limiter: mount.RateLimiter.as_ref().map(rate_limiter),
     })
+}
+
+/// An absolute path without `.`, `..` and doubled slashes, whatever links there are.
+fn plain(path: &Path) -> String {
+    let mut plain = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => plain.push(name),
+            // Above `/` is `/`.
+            Component::ParentDir => drop(plain.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    plain.to_string_lossy().into_owned()
 }
 
 fn cache_type(field: &str, name: &str) -> Result<Option<String>, SpecError> {
@@ -197,9 +223,32 @@ mod tests {
     }
 
     #[test]
+    fn one_that_would_cover_an_earlier_one_is_refused() {
+        let at = |path: &str| FirecrackerDriveMount {
+            VMPath: path.into(),
+            ..mount()
+        };
+        for second in ["/data", "/data/", "//data/.", "/x/../data", "/", "/../"] {
+            let error = drive_mounts(&[at("/other"), at("/data"), at(second)]).unwrap_err();
+            let text = error.to_string();
+            let plain = if second.contains("data") {
+                "/data"
+            } else {
+                "/"
+            };
+            let start = format!("DriveMounts[2].VMPath: {plain:?} would cover DriveMounts[");
+            assert!(text.starts_with(&start), "{text}");
+        }
+        // In it, or beside it.
+        let mounts = drive_mounts(&[at("/data"), at("/data/./in"), at("/data2"), at("/dat")]);
+        let paths: Vec<_> = mounts.unwrap().into_iter().map(|m| m.vm_path).collect();
+        assert_eq!(paths, ["/data", "/data/in", "/data2", "/dat"]);
+    }
+
+    #[test]
     fn errors_name_the_field() {
         type Change = fn(&mut FirecrackerDriveMount);
-        let wrong: [(&str, Change); 6] = [
+        let wrong: [(&str, Change); 7] = [
             ("DriveMounts[1].HostPath", |m| {
                 m.HostPath = "data.img".into()
             }),
@@ -209,12 +258,18 @@ mod tests {
                 m.FilesystemType.clear()
             }),
             ("DriveMounts[1].Options", |m| m.Options = vec!["rw".into()]),
+            ("DriveMounts[1].Options", |m| {
+                m.Options = vec!["noatime,rw".into()]
+            }),
             ("DriveMounts[1].CacheType", |m| {
                 m.CacheType = "writeback".into()
             }),
         ];
         for (field, change) in wrong {
-            let mut second = mount();
+            let mut second = FirecrackerDriveMount {
+                VMPath: "/other".into(),
+                ..mount()
+            };
             change(&mut second);
             let error = drive_mounts(&[mount(), second]).unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");

@@ -26,14 +26,15 @@ pub enum SpecError {
         problem: String,
     },
     /// `ro` or `rw` where the drive is the other.
-    #[error("{field}: mount option {option} is incompatible with IsWritable={writable}")]
+    #[error(
+        "{field}: mount option {} is incompatible with IsWritable={}",
+        problem.option, problem.writable
+    )]
     MountOption {
         /// The field of CreateVMRequest.
         field: String,
-        /// `ro` or `rw`.
-        option: &'static str,
-        /// Whether the drive can be written to.
-        writable: bool,
+        /// Which of them.
+        problem: fc_drives::OptionError,
     },
     /// The number of virtual CPUs is out of range.
     #[error("MachineCfg.VcpuCount: a VM has 1 to {MAX_VCPUS} vCPUs, not {0}")]
