@@ -32,6 +32,7 @@ mod shared_vm;
 mod tap;
 mod task_api;
 mod volumes;
+mod write_back;
 
 use std::sync::Arc;
 

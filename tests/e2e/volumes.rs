@@ -1,4 +1,4 @@
-//! A container's mounts, and what it leaves in its snapshot.
+//! A container's mounts.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::OnInstance;
 use crate::drives::status;
 use crate::fixture::{Finished, Instance, finish};
-use crate::task_api::Tasks;
+use crate::write_back;
 
 /// Run with the machine's containerd.
 pub const TESTS: &[(&str, OnInstance)] = &[
@@ -21,15 +21,17 @@ pub const TESTS: &[(&str, OnInstance)] = &[
         "volumes::an_image_gives_the_guest_volumes",
         prepared_in_the_guest,
     ),
-    ("volumes::what_was_written_comes_back", write_back),
+    (
+        "volumes::what_was_written_comes_back",
+        write_back::comes_back,
+    ),
     (
         "volumes::without_the_annotation_nothing_comes_back",
-        nothing_back,
+        write_back::nothing_without_it,
     ),
 ];
 
 const COPY: &str = "aws.firecracker.volume.copy";
-const WRITE_BACK: &str = "aws.firecracker.disk.write_back=true";
 
 /// An empty directory of the test's own.
 fn host_dir(on: &Instance, name: &str) -> PathBuf {
@@ -143,6 +145,13 @@ fn refused(on: &Instance) {
         "mkdir large; truncate -s 20M large/file; mkfifo fifo; echo text > text",
         &dir,
     );
+    let vm = "refusing";
+    let annotation = format!("aws.firecracker.vm.id={vm}");
+    let copied = mount("bind", &dir.join("text"), "/wanted", "rbind:ro");
+    let options = ["--annotation", &annotation, "--mount", &copied];
+    on.run_detached(&options, "accepted", &["/bin/sleep", "600"]);
+    let made = ["accepted.copies", "accepted.disk"];
+    assert_eq!(files_of(on, vm, "accepted"), made);
     for (fstype, source, options, part) in [
         (
             "bind",
@@ -156,17 +165,31 @@ fn refused(on: &Instance) {
         ("nfs", dir.join("text"), "ro", "\"nfs\""),
     ] {
         let mount = mount(fstype, &source, "/wanted", options);
-        let failed = on.run(&["--mount", &mount], "refused", &["/bin/true"]);
+        let options = ["--annotation", &annotation, "--mount", &mount];
+        let failed = on.run(&options, "refused", &["/bin/true"]);
         assert_ne!(failed.code, 0, "{mount}");
         for part in [part, "/wanted"] {
             assert!(failed.stderr.contains(part), "{part}: {}", failed.stderr);
         }
+        assert_eq!(files_of(on, vm, "refused"), [""; 0]);
+        let slots = status(on, vm).slots;
+        assert!(slots.iter().all(|slot| slot.owner != "refused"));
     }
-    assert!(
-        !on.vm_dirs()
-            .iter()
-            .any(|dir| dir.to_string_lossy().contains("refused"))
-    );
+    on.remove("accepted");
+    assert_eq!(files_of(on, vm, "accepted"), [""; 0]);
+    crate::shared_vm::stop_vm(on, vm);
+}
+
+/// Names of what a container has in its VM's directory.
+fn files_of(on: &Instance, vm: &str, id: &str) -> Vec<String> {
+    let dir = on.layout.shim_base().join(format!("default#{vm}"));
+    let files = fs::read_dir(dir).expect("the VM's directory").flatten();
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names
+        .filter(|name| name.starts_with(&format!("{id}.")))
+        .collect();
+    names.sort();
+    names
 }
 
 /// Two VMs have one file of the host: each reads all of it, neither root can write to it.
@@ -274,123 +297,4 @@ fn prepared_in_the_guest(on: &Instance) {
     let done = on.run(&options, "reader", &["/bin/cat", "/copy/new"]);
     assert_eq!(done.expect(0).text(), "kept\n");
     crate::shared_vm::stop_vm(on, "guest-volumes");
-}
-
-/// Names in what `ctr snapshots diff` shows of the container's snapshot.
-fn diff(on: &Instance, id: &str) -> Vec<String> {
-    let tar = on.ctr(&["snapshots", "diff", id]).expect(0).stdout;
-    let path = on.layout.dir.join(format!("{id}.tar"));
-    fs::write(&path, tar).expect("diff");
-    let mut list = Command::new("tar");
-    // Which compression it has is containerd's choice.
-    list.arg("-tf").arg(&path);
-    let listed = finish(list).expect(0);
-    listed.text().lines().map(str::to_owned).collect()
-}
-
-fn write_back(on: &Instance) {
-    let id = "written";
-    let script = "if test -e /added; then cat /added/file; rm -r /added; echo second > /again; exit 0; fi; \
-                  mkdir /added; echo first > /added/file; ln /added/file /added/hard; rm /etc/group; \
-                  echo more >> /etc/second-layer; mkfifo /added/fifo";
-    let options = ["--annotation", WRITE_BACK];
-    let run = on.run_command(&options, id, &["/bin/sh", "-c", script]);
-    finish(run).expect(0);
-    // Without `-d`, ctr has deleted the task.
-    let names = diff(on, id);
-    for name in [
-        "added/file",
-        "added/hard",
-        "etc/.wh.group",
-        "etc/second-layer",
-    ] {
-        assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
-    }
-    assert!(!names.iter().any(|name| name.contains("fifo")), "{names:?}");
-
-    // The container again, with what it left: the snapshot shows the sum of both.
-    on.ctr(&["task", "start", id]).expect(0);
-    let names = diff(on, id);
-    assert!(names.iter().any(|name| name == "again"), "{names:?}");
-    assert!(
-        !names.iter().any(|name| name.starts_with("added")),
-        "{names:?}"
-    );
-    assert!(
-        names.iter().any(|name| name == "etc/.wh.group"),
-        "{names:?}"
-    );
-    on.ctr(&["container", "rm", id]).expect(0);
-
-    // A pause brings it back, too.
-    let id = "paused-written";
-    let sleeps = [
-        "/bin/sh",
-        "-c",
-        "echo x > /before-pause; echo ready; sleep 600",
-    ];
-    let options = [
-        "--annotation",
-        WRITE_BACK,
-        "--annotation",
-        "aws.firecracker.vm.id=written-back",
-    ];
-    on.run_detached(&options, id, &sleeps);
-    on.ctr(&[
-        "task",
-        "exec",
-        "--exec-id",
-        "wait",
-        id,
-        "/bin/sh",
-        "-c",
-        "until test -s /before-pause; do :; done",
-    ])
-    .expect(0);
-    on.ctr(&["task", "pause", id]).expect(0);
-    assert!(diff(on, id).iter().any(|name| name == "before-pause"));
-    on.ctr(&["task", "resume", id]).expect(0);
-
-    // What still runs is not deleted, and the snapshot stays as it was.
-    on.ctr(&[
-        "task",
-        "exec",
-        "--exec-id",
-        "write",
-        id,
-        "/bin/sh",
-        "-c",
-        "echo x > /after-pause",
-    ])
-    .expect(0);
-    let error = Tasks::of(on, "written-back").delete(id).unwrap_err();
-    assert!(error.to_string().contains("still runs"), "{error}");
-    assert!(!diff(on, id).iter().any(|name| name == "after-pause"));
-    on.ctr(&["task", "kill", "-s", "SIGKILL", id]).expect(0);
-    on.remove(id);
-    crate::shared_vm::stop_vm(on, "written-back");
-}
-
-fn nothing_back(on: &Instance) {
-    let id = "not-written";
-    let run = on.run_command(&[], id, &["/bin/sh", "-c", "echo x > /added"]);
-    finish(run).expect(0);
-    assert_eq!(diff(on, id), [""; 0]);
-    on.ctr(&["container", "rm", id]).expect(0);
-
-    // A plain directory has no place for it.
-    let options = [
-        "--rm",
-        "--snapshotter",
-        "native",
-        "--annotation",
-        WRITE_BACK,
-    ];
-    let refused = finish(on.run_command(&options, "no-place", &["/bin/true"]));
-    assert_ne!(refused.code, 0);
-    assert!(
-        refused.stderr.contains("aws.firecracker.disk.write_back"),
-        "{}",
-        refused.stderr
-    );
 }
