@@ -154,6 +154,21 @@ fn refused(setup: &Setup, flavor: &Flavor) {
     );
     let netns = with(&|jail| jail.NetNS = "/nonexistent/netns".to_owned());
     assert!(netns.contains("/nonexistent/netns"), "{netns}");
+    let nobody_s = image(&setup.fresh_dir(), "nobody-s");
+    fs::set_permissions(&nobody_s, fs::Permissions::from_mode(0o000)).expect("a mode");
+    let mounted = CreateVMRequest {
+        DriveMounts: vec![drive(&nobody_s, "/vmv/data", true)],
+        ..jailed(&id, 9, DriveExposePolicy::BIND)
+    };
+    let mounted = created(&on, NAMESPACE, &mounted).expect_err("CreateVM fails");
+    let mounted = mounted.to_string();
+    assert!(
+        mounted.contains("INVALID_ARGUMENT")
+            && mounted.contains("DriveMounts[0]")
+            && mounted.contains("0000"),
+        "{mounted}"
+    );
+    traces::assert_gone(&on.on, &format!("/firecracker-containerd/{id}"), user(9));
     let cgroup = with(&|jail| jail.CgroupPath = "/../..".to_owned());
     assert!(cgroup.contains("CgroupPath"), "{cgroup}");
     let code = |error: &str| error.contains("INVALID_ARGUMENT");

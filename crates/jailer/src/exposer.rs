@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use fc_drives::{BackendError, Exposer};
 use fc_host_file::HostFile;
 
+use crate::access::Access;
 use crate::error::JailError;
-use crate::file_mount::{Access, FileMounter, detach};
+use crate::file_mount::{FileMounter, detach};
 use crate::layout;
 use crate::loan::Lender;
 use crate::spec;

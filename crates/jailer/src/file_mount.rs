@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,32 +13,11 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags, fstatvfs, mknod
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
 use crate::User;
+use crate::access::Access;
 use crate::file_limit::FileLimit;
 use crate::idmap;
 use crate::loan::Lender;
 use crate::record::RecordError;
-
-/// What the VMM may do with a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// Read it.
-    Read,
-    /// Read and execute it.
-    Execute,
-    /// Read and write it.
-    Write,
-}
-
-impl Access {
-    /// What a drive needs.
-    pub(crate) fn of_drive(read_only: bool) -> Access {
-        if read_only {
-            Access::Read
-        } else {
-            Access::Write
-        }
-    }
-}
 
 /// Why a file of the host cannot be shown to the VMM.
 #[derive(Debug, thiserror::Error)]
@@ -167,10 +146,7 @@ impl FileMounter {
         target: &Path,
         access: Access,
     ) -> Result<(), ExposeError> {
-        let metadata = file.metadata().map_err(|source| ExposeError::Open {
-            path: path.to_owned(),
-            source,
-        })?;
+        let metadata = metadata(file, path)?;
         let kind = metadata.file_type();
         if kind.is_block_device() {
             self.make_node(&metadata, target, access)
@@ -181,6 +157,21 @@ impl FileMounter {
                 path: path.to_owned(),
                 mode: metadata.mode(),
             })
+        }
+    }
+
+    /// Refuses what [`FileMounter::attach_open`] would refuse for its mode, and makes nothing.
+    pub(crate) fn check(
+        &self,
+        file: &File,
+        path: &Path,
+        access: Access,
+    ) -> Result<(), ExposeError> {
+        let metadata = metadata(file, path)?;
+        if metadata.file_type().is_block_device() || access.allowed(&metadata, self.user) {
+            Ok(())
+        } else {
+            access.of_owner(path, &metadata)
         }
     }
 
@@ -242,7 +233,7 @@ impl FileMounter {
             let allowed = self.limit.allow(metadata.len());
             allowed.map_err(|source| ExposeError::Limit { source })?;
         }
-        if !may(self.user, metadata, access) {
+        if !access.allowed(metadata, self.user) {
             self.let_in(path, file, metadata, &mount, access)?;
         }
         OpenOptions::new()
@@ -267,12 +258,7 @@ impl FileMounter {
         mount: &OwnedFd,
         access: Access,
     ) -> Result<(), ExposeError> {
-        if !has(metadata.mode() >> 6, access) {
-            return Err(ExposeError::Permissions {
-                path: path.to_owned(),
-                mode: metadata.mode() & 0o7777,
-            });
-        }
+        access.of_owner(path, metadata)?;
         let owner = (metadata.uid(), metadata.gid());
         let mapped = self
             .namespace(owner)
@@ -319,27 +305,11 @@ pub(crate) fn detach(target: &Path) -> Result<(), ExposeError> {
     }
 }
 
-/// Whether `user` may use the file, by its mode alone.
-fn may(user: User, metadata: &Metadata, access: Access) -> bool {
-    let mode = metadata.permissions().mode();
-    let class = if metadata.uid() == user.uid() {
-        mode >> 6
-    } else if metadata.gid() == user.gid() {
-        mode >> 3
-    } else {
-        mode
-    };
-    has(class, access)
-}
-
-/// Whether the lowest three bits of `class` allow `access`.
-fn has(class: u32, access: Access) -> bool {
-    let needed = match access {
-        Access::Read => 0o4,
-        Access::Execute => 0o5,
-        Access::Write => 0o6,
-    };
-    class & needed == needed
+fn metadata(file: &File, path: &Path) -> Result<Metadata, ExposeError> {
+    file.metadata().map_err(|source| ExposeError::Open {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// mount_setattr(2) on a mount that is attached nowhere yet.

@@ -91,6 +91,13 @@ pub trait Jailer: Send + Sync {
     /// When it is not there or of another kind.
     fn share(&self, name: &str) -> Result<(), JailError>;
 
+    /// Refuses a file that the VMM could not use as a root drive or a drive mount, before there is a VM: one whose mode
+    /// forbids even its owner to, unless the VMM gets a copy.
+    ///
+    /// # Errors
+    /// Why it could not be used.
+    fn check_drive(&self, file: &HostFile, read_only: bool) -> Result<(), JailError>;
+
     /// What to show for a root drive or a drive mount of `file`: a private copy, which needs `file` no more when it is
     /// complete and goes with its last user, or the file itself, as the VM was asked for. The VMM may see an
     /// incomplete one, but is to be told of it only when it is complete. One that is dropped before is given up.

@@ -4,12 +4,14 @@
 //! Nothing here knows what a VM is for, or which file is which drive. What a jail promises is in
 //! `docs/threat-model.md`.
 //!
-//! - `layout`: the jail's directories; `file_mount`, `exposer`: the host's files in them; `file_limit`: their length.
+//! - `layout`, `root`: the jail's directories; `file_mount`, `access`, `exposer`: the host's files in them;
+//!   `file_limit`: their length.
 //! - `program`, `needs`: the VMM's file, and what it needs besides.
 //! - `spec`: the container's configuration; `oci_runtime`: who makes the container.
 //! - `cgroup`: the container's control groups.
 //! - `record`, `undo`: what has to be undone, and undoing it, after whatever was killed.
 
+mod access;
 mod cache_topology;
 mod cgroup;
 mod copy;
@@ -30,6 +32,7 @@ mod oci_runtime;
 mod program;
 mod record;
 mod request;
+mod root;
 mod run_lock;
 mod runc;
 mod settings_file;

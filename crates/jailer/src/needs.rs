@@ -4,20 +4,25 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 use crate::spec::{Device, Template};
 use crate::{program, settings_file};
 
-/// The file's content. Everything is optional; what is misspelt is refused, not left out.
+/// The file's content. Everything is optional, and null is as good as nothing; what is misspelt is refused, not left
+/// out.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Needs {
     /// Files that it reads and executes, by absolute path; the same in the jail.
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) read_only_paths: Vec<PathBuf>,
     /// Character devices that it reads and writes.
+    #[serde(deserialize_with = "or_nothing")]
     devices: Vec<PathBuf>,
     /// Its environment.
+    #[serde(deserialize_with = "or_nothing")]
     environment: std::collections::BTreeMap<String, String>,
 }
 
@@ -97,10 +102,13 @@ impl Needs {
                 source,
             })?,
         };
-        let needs: Self = serde_json::from_slice(&text).map_err(|source| NeedsError::Json {
-            path: path.to_owned(),
-            source,
-        })?;
+        // serde would take a list for the fields in their order.
+        let needs = serde_json::from_slice::<Map<String, Value>>(&text)
+            .and_then(|_| serde_json::from_slice::<Self>(&text))
+            .map_err(|source| NeedsError::Json {
+                path: path.to_owned(),
+                source,
+            })?;
         for listed in &needs.read_only_paths {
             if !is_plain(listed) || !listed.is_file() {
                 return Err(NeedsError::Listed {
@@ -135,6 +143,15 @@ impl Needs {
             .map(|(name, value)| format!("{name}={value}"))
             .collect()
     }
+}
+
+/// The value, or the default for null.
+fn or_nothing<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 fn is_plain(path: &Path) -> bool {
@@ -203,8 +220,12 @@ mod tests {
         assert_eq!((needs.devices()[0].major, needs.devices()[0].minor), (1, 3));
         say(r#"{"devices": ["/dev/no-such-device"]}"#);
         assert_eq!(of(&program).unwrap().devices(), []);
+        say(r#"{"read_only_paths": null, "devices": null, "environment": null}"#);
+        assert_eq!(of(&program).unwrap(), Needs::default());
         for text in [
-            "[1]",
+            "[]",
+            r#"[["/etc/passwd"], [], {}]"#,
+            "null",
             r#"{"read_only_path": ["/etc/passwd"]}"#,
             r#"{"read_only_paths": ["etc/passwd"]}"#,
             r#"{"read_only_paths": ["/etc/../etc/passwd"]}"#,

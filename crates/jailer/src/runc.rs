@@ -2,7 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,15 +12,15 @@ use async_trait::async_trait;
 use fc_client::{StartedVmm, Vmm};
 use fc_drives::Exposer;
 use fc_host_file::HostFile;
-use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 
+use crate::access::Access;
 use crate::cgroup::{self, CgroupError, Hierarchies};
 use crate::copy::copy;
 use crate::drive_file::DriveFile;
 use crate::error::{JailError, StartError};
 use crate::exposer::{JailExposer, check_name};
 use crate::file_limit::FileLimit;
-use crate::file_mount::{Access, ExposeError, FileMounter};
+use crate::file_mount::{ExposeError, FileMounter};
 use crate::jailer::{Jailer, ROOT_DRIVE, Role, Start};
 use crate::layout;
 use crate::loan::Lender;
@@ -28,6 +28,7 @@ use crate::needs::Needs;
 use crate::oci_runtime::{OciRuntime, RuntimeError};
 use crate::record::{Cgroup, Journal, Record};
 use crate::request::{JailRequest, Setup};
+use crate::root::Root;
 use crate::spec::{Overrides, Template};
 use crate::undo::{UndoError, undo_except};
 use crate::{cache_topology, netns, program};
@@ -43,7 +44,7 @@ const RUN_BOUND: Duration = Duration::from_secs(120);
 /// A jail made by an OCI runtime.
 pub struct Runc {
     dir: PathBuf,
-    root: PathBuf,
+    root: Root,
     cgroup: String,
     vmm: PathBuf,
     args: Vec<String>,
@@ -106,7 +107,7 @@ impl Runc {
         let mounter = Arc::new(mounter);
         let jail = Self {
             dir: setup.dir.to_owned(),
-            root: setup.dir.join(layout::ROOT),
+            root: Root::new(setup.dir.join(layout::ROOT), user),
             cgroup,
             vmm: vmm.clone(),
             args: command_line(setup.vmm_id),
@@ -127,11 +128,12 @@ impl Runc {
 
     /// What every VMM finds in its root.
     fn fill(&self) -> Result<(), JailError> {
-        let target = self.root.join(PROGRAM);
+        let root = self.root.path();
+        let target = root.join(PROGRAM);
         self.mounter.attach(&self.vmm, &target, Access::Execute)?;
         if cfg!(target_arch = "aarch64") {
-            cache_topology::copy(Path::new("/"), &self.root).map_err(|source| JailError::File {
-                path: self.root.join("sys"),
+            cache_topology::copy(Path::new("/"), root).map_err(|source| JailError::File {
+                path: root.join("sys"),
                 source,
             })?;
         }
@@ -221,43 +223,12 @@ impl Runc {
             None => StartError::Container(error),
         }
     }
-
-    fn file_error(&self, name: &str) -> impl Fn(io::Error) -> JailError {
-        let path = self.root.join(name);
-        move |source| JailError::File {
-            path: path.clone(),
-            source,
-        }
-    }
-
-    /// Takes a socket that the VMM made out of its hands.
-    fn take_socket(&self, name: &str) -> Result<(), JailError> {
-        check_name(name)?;
-        // Root's before it is looked at: from then on it stays what it is.
-        self.give(name, 0)?;
-        let path = self.root.join(name);
-        let metadata = path.symlink_metadata().map_err(self.file_error(name))?;
-        if metadata.file_type().is_socket() {
-            Ok(())
-        } else {
-            Err(JailError::NoSocket { path })
-        }
-    }
-
-    /// Gives a name in the root to `uid` and the jail's group, whatever it is; a link is not followed.
-    fn give(&self, name: &str, uid: u32) -> Result<(), JailError> {
-        let gid = Gid::from_raw(self.request.user.gid());
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let path = self.root.join(name);
-        chownat(CWD, &path, Some(Uid::from_raw(uid)), Some(gid), flags)
-            .map_err(|error| self.file_error(name)(error.into()))
-    }
 }
 
 #[async_trait]
 impl Jailer for Runc {
     fn root(&self) -> &Path {
-        &self.root
+        self.root.path()
     }
 
     fn api_socket(&self) -> &'static str {
@@ -273,13 +244,13 @@ impl Jailer for Runc {
             Role::Kernel => "kernel-image",
             Role::Initrd => "initrd-image",
         };
-        let target = self.root.join(name);
+        let target = self.root.path().join(name);
         self.mounter.attach(host_path, &target, Access::Read)?;
         Ok(name.to_owned())
     }
 
     fn show_root(&self, file: &HostFile, read_only: bool) -> Result<String, JailError> {
-        let target = self.root.join(ROOT_DRIVE);
+        let target = self.root.path().join(ROOT_DRIVE);
         let access = Access::of_drive(read_only);
         self.mounter
             .attach_open(file.file(), file.path(), &target, access)?;
@@ -289,24 +260,22 @@ impl Jailer for Runc {
     async fn show_fifo(&self, name: &str, host_path: &Path) -> Result<String, JailError> {
         check_name(name)?;
         // The VMM opens its FIFOs for reading and writing, so as not to wait for a reader.
-        let target = self.root.join(name);
+        let target = self.root.path().join(name);
         self.mounter.attach(host_path, &target, Access::Write)?;
         Ok(name.to_owned())
     }
 
     fn share(&self, name: &str) -> Result<(), JailError> {
-        check_name(name)?;
-        let path = self.root.join(name);
-        let error = self.file_error(name);
-        let kind = path.symlink_metadata().map_err(&error)?.file_type();
-        if kind.is_socket() {
-            // The group may connect; only the owner of a file can remove it from a sticky directory.
-            self.give(name, 0)?;
-            let mode = Permissions::from_mode(0o660);
-            std::fs::set_permissions(&path, mode).map_err(error)
-        } else {
-            self.give(name, self.request.user.uid())
+        self.root.share(name)
+    }
+
+    fn check_drive(&self, file: &HostFile, read_only: bool) -> Result<(), JailError> {
+        // A copy gets a mode of its own, and a device a node of its own.
+        if !self.request.policy.copies(file.is_block_device()) {
+            let access = Access::of_drive(read_only);
+            self.mounter.check(file.file(), file.path(), access)?;
         }
+        Ok(())
     }
 
     fn drive_file(&self, file: HostFile, read_only: bool) -> Result<DriveFile, JailError> {
@@ -327,7 +296,7 @@ impl Jailer for Runc {
         let started = started.map_err(|error| self.fault(error))?;
         // Fails only for a second start, which the runtime has refused.
         let _ = self.vmm_pid.set(started.pid);
-        let api = self.root.join(API_SOCKET);
+        let api = self.root.path().join(API_SOCKET);
         let mut attached = StartedVmm::new(&self.vmm, started.pid, api);
         attached.stdout = Some(started.stdout);
         attached.stderr = Some(started.stderr);
@@ -336,12 +305,12 @@ impl Jailer for Runc {
         attached.output = start.output;
         attached.log = start.log;
         let vmm = Vmm::attach(attached).await?;
-        self.take_socket(API_SOCKET)?;
+        self.root.take_socket(API_SOCKET)?;
         Ok(vmm)
     }
 
     fn seal(&self, name: &str) -> Result<(), JailError> {
-        self.take_socket(name)?;
+        self.root.take_socket(name)?;
         let begun = self.limit.begin();
         begun.map_err(|source| ExposeError::Limit { source }.into())
     }

@@ -59,7 +59,7 @@ pub enum UndoError {
 
 /// Undoes whatever the jail of the VM with the directory `dir` left: processes, container, cgroups, mounts,
 /// files' owners, directories. Nothing is done for a VM without a jail. May block for as long as a
-/// killed process takes to end, at most a quarter of a minute.
+/// killed process takes to end, and the runtime to delete its container: at most half a minute.
 #[must_use]
 pub fn undo(dir: &Path) -> Vec<UndoError> {
     undo_except(dir, None)

@@ -28,6 +28,10 @@ pub const TESTS: &[(&str, Test)] = &[
     ("files::without_idmapped_mounts", without_idmapped_mounts),
     ("files::block_devices", block_devices),
     ("files::refused", refused),
+    (
+        "files::drives_that_nobody_may_use",
+        drives_that_nobody_may_use,
+    ),
 ];
 
 fn file(path: &Path, content: &str, mode: u32) {
@@ -294,14 +298,18 @@ fn without_idmapped_mounts(runtime: &Runtime) {
 }
 
 /// A block device, gone at the end whether or not the test passed.
-struct Loop(PathBuf);
+pub struct Loop(PathBuf);
 
 impl Loop {
-    fn new(image: &Path) -> Self {
+    pub fn new(image: &Path) -> Self {
         let mut attach = Command::new("losetup");
         let attached = attach.args(["--find", "--show"]).arg(image).output();
         let device = String::from_utf8(attached.unwrap().stdout).unwrap();
         Self(device.trim().into())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -327,7 +335,7 @@ fn block_devices(runtime: &Runtime) {
         let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
         file.set_len(1 << 20).unwrap();
         let attached = Loop::new(&image);
-        let device = attached.0.as_path();
+        let device = attached.path();
         let jail = host.prepare().await;
         let drive = jail.drive_file(open(device), false).unwrap();
         let drive = drive.complete().await.unwrap();
@@ -377,5 +385,43 @@ fn refused(runtime: &Runtime) {
         assert!(error.to_string().contains("0000"), "{error}");
         assert!(jail.close().await.is_empty());
         host.assert_clean();
+    });
+}
+
+/// A drive is refused before there is a VM, unless a copy of it will do.
+fn drives_that_nobody_may_use(runtime: &Runtime) {
+    block_on(async {
+        for policy in [ExposePolicy::Bind, ExposePolicy::Copy] {
+            let mut host = Host::new(runtime);
+            host.request.policy = policy;
+            let jail = host.prepare().await;
+            let path = host.base.path().join("image");
+            for (mode, read_only, usable) in [
+                (0o000, true, false),
+                (0o000, false, false),
+                (0o066, true, true),
+                (0o400, true, true),
+                (0o400, false, false),
+                (0o600, false, true),
+            ] {
+                file(&path, "", mode);
+                let checked = jail.check_drive(&open(&path), read_only);
+                let expected = usable || policy == ExposePolicy::Copy;
+                assert_eq!(
+                    checked.is_ok(),
+                    expected,
+                    "{policy:?} {mode:o}: {checked:?}"
+                );
+                if let Err(error) = checked {
+                    let said = error.to_string();
+                    assert!(
+                        error.is_invalid_request() && said.contains(&format!("{mode:04o}")),
+                        "{said}"
+                    );
+                }
+            }
+            assert!(jail.close().await.is_empty());
+            host.assert_clean();
+        }
     });
 }

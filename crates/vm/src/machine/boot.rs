@@ -130,6 +130,7 @@ impl Host<'_> {
         files: DriveFiles,
         state: &mut State,
     ) -> Result<Machine, BootError> {
+        self.check(&spec, &files)?;
         let making = self.progress.begin("make the VM's files", WaitsFor::Nobody);
         let stubs = StubDrives::create(self.jail.root(), &layout(&spec))?;
         for stub in stubs.boot_drives() {
@@ -285,6 +286,19 @@ impl Host<'_> {
         guest.configure(announced, beyond, self.timeline).await?;
         self.timeline.vm("agent_connected");
         Ok(guest)
+    }
+
+    /// Refuses drives that the VMM could not use, before there is a VM.
+    fn check(&self, spec: &VmSpec, files: &DriveFiles) -> Result<(), BootError> {
+        self.jail.check_drive(&files.root, !spec.root.writable)?;
+        for (index, (mount, file)) in spec.drive_mounts.iter().zip(&files.mounts).enumerate() {
+            let checked = self.jail.check_drive(file, !mount.writable);
+            checked.map_err(|source| BootError::DriveFile {
+                index,
+                source: Box::new(source),
+            })?;
+        }
+        Ok(())
     }
 
     /// Mounts the drive mounts in the guest, in their order.
