@@ -1,6 +1,9 @@
 //! What a jail adds to the start of a VM beyond the OCI runtime's own time, and how much of the disk it takes. One
 //! line per runtime and policy; times are medians.
 
+#[path = "../tests/jail/file_calls.rs"]
+#[allow(dead_code, reason = "the tests need it")]
+mod file_calls;
 #[path = "../tests/jail/host.rs"]
 #[allow(dead_code, reason = "the tests need the rest")]
 mod host;

@@ -6,6 +6,7 @@
 
 mod boot;
 mod cost;
+mod file_calls;
 mod files;
 mod host;
 #[allow(dead_code, reason = "the benchmark needs the rest")]

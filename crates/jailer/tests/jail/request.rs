@@ -24,6 +24,7 @@ pub const TESTS: &[(&str, Test)] = &[
         a_node_that_is_not_there,
     ),
     ("request::two_namespaces_one_id", two_namespaces_one_id),
+    ("request::a_group_at_the_top", a_group_at_the_top),
     (
         "request::pinned_and_in_its_network",
         pinned_and_in_its_network,
@@ -141,6 +142,29 @@ fn two_namespaces_one_id(runtime: &Runtime) {
         assert!(other_vmm.end().is_none());
         end(other_jail, other_vmm, &other).await;
         one.assert_clean();
+    });
+}
+
+/// Beside the default parent, and not below: a share of the processors that is the VM's own.
+fn a_group_at_the_top(runtime: &Runtime) {
+    block_on(async {
+        let mut host = Host::new(runtime);
+        host.request.cgroup_path = "/".to_owned();
+        let (jail, vmm, _) = host.start().await;
+        let cgroup = format!("/{}", host.vm_id);
+        assert_eq!(jail.cgroup_path(), Some(&*cgroup));
+        let groups = fs::read_to_string(format!("/proc/{}/cgroup", vmm.pid())).unwrap();
+        let of = |controller: &str| {
+            let mut lines = groups.lines().map(|line| line.splitn(3, ':'));
+            lines.find_map(|mut line| {
+                let controllers = line.nth(1)?;
+                let found = controllers.split(',').any(|it| it == controller);
+                found.then(|| line.next().unwrap_or_default().to_owned())
+            })
+        };
+        // cgroup v1's hierarchy for it, or v2's, which names no controllers.
+        assert_eq!(of("cpu").or_else(|| of("")), Some(cgroup), "{groups}");
+        end(jail, vmm, &host).await;
     });
 }
 

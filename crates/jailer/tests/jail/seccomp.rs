@@ -1,17 +1,20 @@
 //! The filter of system calls: what it forbids fails because of the filter, and without it in another way.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use fc_jailer::Start;
+use fc_jailer::{Jailer, Role, Start};
 
 use crate::Test;
-use crate::host::{Host, Runtime, TEMPLATE, block_on};
+use crate::files::Loop;
+use crate::host::{Host, Runtime, TEMPLATE, block_on, open};
 use crate::security::end;
 use crate::stand_in::Orders;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("seccomp::what_the_filter_forbids", what_the_filter_forbids),
     ("seccomp::without_the_filter", without_the_filter),
+    ("seccomp::files_of_the_host", files_of_the_host),
 ];
 
 /// Calls that nothing but the filter forbids, and that every kernel has.
@@ -82,20 +85,92 @@ fn what_the_filter_forbids(runtime: &Runtime) {
     });
 }
 
+/// A host whose template has no filter.
+fn unfiltered(runtime: &Runtime) -> Host {
+    let mut host = Host::new(runtime);
+    let mut template = template();
+    let linux = template["linux"].as_object_mut().unwrap();
+    assert!(linux.remove("seccomp").is_some());
+    host.template = host.base.path().join("without-seccomp.json");
+    fs::write(&host.template, template.to_string()).unwrap();
+    host
+}
+
+/// What the VMM, as the owner of a file in its jail, could do to it outside: with the filter it cannot, and without it
+/// could.
+fn files_of_the_host(runtime: &Runtime) {
+    block_on(async {
+        for filtered in [true, false] {
+            let host = if filtered {
+                Host::new(runtime)
+            } else {
+                unfiltered(runtime)
+            };
+            let file = |name: &str| {
+                let path = host.base.path().join(name);
+                fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                path
+            };
+            let (kernel, image) = (file("kernel"), file("image"));
+            let device = Loop::new(&file("disk"));
+            let jail = host.prepare().await;
+            let kernel = jail.show(Role::Kernel, &kernel).await.unwrap();
+            let vmm = jail.start(Start::default()).await.unwrap();
+            let mut orders = Orders::connect(jail.root());
+            let exposer = jail.exposer();
+            let drive = exposer.expose("image", &open(&image), false).await;
+            let block = exposer.expose("disk", &open(device.path()), false).await;
+            let (drive, block) = (drive.unwrap(), block.unwrap());
+            for order in [
+                format!("set-user-id {drive}"),
+                format!("lease {kernel}"),
+                format!("fallocate {drive} {} 4194304", libc::FALLOC_FL_KEEP_SIZE),
+                format!("reserve {drive} 8388608"),
+                format!("skip-block {block}"),
+            ] {
+                let expected = if filtered {
+                    Err(refusal())
+                } else {
+                    Ok(String::new())
+                };
+                assert_eq!(orders.give(&order), expected, "{order}");
+            }
+            let metadata = image.metadata().unwrap();
+            let grown = metadata.blocks() * 512 > metadata.len();
+            assert_eq!(
+                (metadata.mode() & 0o7777 == 0o600, grown),
+                (filtered, !filtered)
+            );
+            if filtered {
+                // What is left: a hole, and zeroes, within the file; not what moves its end.
+                let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                orders.give(&format!("fallocate {drive} 0 4096")).unwrap();
+                orders
+                    .give(&format!("fallocate {drive} {punch} 4096"))
+                    .unwrap();
+                let others = [
+                    libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+                    libc::FALLOC_FL_INSERT_RANGE,
+                    libc::FALLOC_FL_COLLAPSE_RANGE,
+                ];
+                for mode in others {
+                    let order = format!("fallocate {drive} {mode} 4096");
+                    assert_eq!(orders.give(&order), Err(refusal()), "{order}");
+                }
+            }
+            end(jail, vmm, &host).await;
+        }
+    });
+}
+
 /// The same jail with the filter taken out of the template: it is the filter that answered above.
 fn without_the_filter(runtime: &Runtime) {
     block_on(async {
-        let mut host = Host::new(runtime);
-        let mut template = template();
-        let linux = template["linux"].as_object_mut().unwrap();
-        assert!(linux.remove("seccomp").is_some());
-        host.template = host.base.path().join("without-seccomp.json");
-        fs::write(&host.template, template.to_string()).unwrap();
+        let host = unfiltered(runtime);
         let jail = host.prepare().await;
-        let vmm = fc_jailer::Jailer::start(&jail, Start::default())
-            .await
-            .unwrap();
-        let mut orders = Orders::connect(fc_jailer::Jailer::root(&jail));
+        let vmm = jail.start(Start::default()).await.unwrap();
+        let mut orders = Orders::connect(jail.root());
         assert_eq!(mode(&mut orders), "0");
         for order in UNPRIVILEGED {
             let answer = orders.give(order);

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::ExitCode;
 
+use crate::file_calls;
+
 /// Socket on which orders come, one per line; each is answered by one line.
 pub const ORDERS: &str = "orders.sock";
 
@@ -91,6 +93,13 @@ fn attempt(words: &[&str]) -> io::Result<String> {
             UnixStream::connect_addr(&address).map(|_| String::new())
         }
         ["tcp", address] => std::net::TcpStream::connect(address).map(|_| String::new()),
+        ["set-user-id", path] => file_calls::set_user_id(path).map(|()| String::new()),
+        ["lease", path] => file_calls::lease(path).map(|()| String::new()),
+        ["fallocate", path, mode, length] => {
+            file_calls::fallocate(path, mode, length).map(|()| String::new())
+        }
+        ["reserve", path, length] => file_calls::reserve(path, length).map(|()| String::new()),
+        ["skip-block", path] => file_calls::skip_block(path).map(|()| String::new()),
         ["fill"] => Ok(fill().to_string()),
         ["forks"] => Ok(forks().to_string()),
         ["pid"] => Ok(std::process::id().to_string()),
