@@ -135,11 +135,17 @@ pub(crate) fn plan_one(mount: &Mount) -> Result<Plan, MountError> {
 }
 
 fn device(mount: &Mount) -> Result<Device, MountError> {
-    let source = absolute(&mount.source)?;
-    let kind = fs::metadata(&source)
-        .map_err(|error| MountError::Source(source.clone(), error))?
-        .file_type();
-    if !kind.is_file() && !kind.is_block_device() {
+    let source = PathBuf::from(&mount.source);
+    let usable = if source.is_absolute() {
+        let kind = fs::metadata(&source)
+            .map_err(|error| MountError::Source(source.clone(), error))?
+            .file_type();
+        kind.is_file() || kind.is_block_device()
+    } else {
+        // A dataset's name, or none: it is the type that cannot be had.
+        false
+    };
+    if !usable {
         return Err(MountError::NotABlockDevice {
             fstype: mount.fstype.clone(),
             source_path: source,

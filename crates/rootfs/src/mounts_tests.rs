@@ -126,7 +126,10 @@ fn what_cannot_be_used_is_named() {
     assert!(refused(&[template]).contains("format/mkdir/overlay"));
     assert!(refused(&[mount("ext4", path, &[])]).contains("neither a block device"));
     assert!(refused(&[mount("ext4", image, &["offset=512"])]).contains("offset=512"));
-    assert!(refused(&[mount("fuse3.x", path, &[])]).contains("fuse3.x"));
+    for (fstype, source) in [("fuse3.x", path), ("fuse3.x", "overlay"), ("zfs", "pool/1")] {
+        let text = refused(&[mount(fstype, source, &[])]);
+        assert!(text.contains(fstype) && text.contains(source), "{text}");
+    }
     assert!(refused(&[mount("bind", path, &["uidmap=0:1:2"])]).contains("uidmap=0:1:2"));
     assert!(refused(&[mount("bind", image, &[])]).contains("no directory"));
     assert!(refused(&[mount("overlay", "overlay", &[])]).contains("no lowerdir"));
