@@ -95,6 +95,14 @@ fn files_outside(runtime: &Runtime) {
                 "{path}: {read:?}"
             );
         }
+        // Neither this process nor the runtime has left it anything open.
+        let descriptors = format!("/proc/{}/fd", vmm.pid());
+        for descriptor in fs::read_dir(descriptors).unwrap() {
+            let file = fs::read_link(descriptor.unwrap().path()).unwrap();
+            let file = file.to_str().unwrap();
+            let harmless = ["/dev/null", "pipe:[", "socket:[", "anon_inode:"];
+            assert!(harmless.iter().any(|it| file.starts_with(it)), "{file}");
+        }
         let names = orders.give("list /").unwrap();
         assert_eq!(
             names,

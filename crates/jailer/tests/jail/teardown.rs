@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use fc_jailer::{Jailer, StartError};
@@ -24,6 +24,10 @@ pub const TESTS: &[(&str, Test)] = &[
     ("teardown::the_runtime_is_killed", the_runtime_is_killed),
     ("teardown::the_start_is_given_up", the_start_is_given_up),
     ("teardown::the_owner_is_killed", the_owner_is_killed),
+    (
+        "teardown::the_owner_is_killed_as_it_cleans_up",
+        the_owner_is_killed_as_it_cleans_up,
+    ),
     (
         "teardown::the_owner_is_of_a_service",
         the_owner_is_of_a_service,
@@ -124,7 +128,25 @@ fn the_start_is_given_up(runtime: &Runtime) {
 fn the_owner_is_killed(runtime: &Runtime) {
     for milliseconds in [0, 2, 5, 10, 20, 30, 40, 60, 100, 200] {
         let host = Host::new(runtime);
-        let (mut owner, _output) = begin(&mut owner(&host));
+        let (mut owner, _stdin, _output) = begin(&mut owner(&host));
+        // The moment is the point of the test; nothing is waited for.
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        let errors = fc_jailer::undo(&host.dir);
+        assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
+        host.assert_clean();
+    }
+}
+
+/// Whoever comes after it goes on, wherever it was.
+fn the_owner_is_killed_as_it_cleans_up(runtime: &Runtime) {
+    for milliseconds in [0, 2, 5, 10, 20, 40, 80] {
+        let host = Host::new(runtime);
+        let (mut owner, mut stdin, mut output) = begin(&mut owner(&host));
+        assert_eq!(next_line(&mut output), "started\n");
+        stdin.write_all(b"\n").unwrap();
+        assert_eq!(next_line(&mut output), "closing\n");
         // The moment is the point of the test; nothing is waited for.
         std::thread::sleep(Duration::from_millis(milliseconds));
         owner.kill().unwrap();
@@ -145,10 +167,8 @@ fn the_owner_is_of_a_service(runtime: &Runtime) {
     let mut command = owner(&host);
     command.env("NOTIFY_SOCKET", &socket);
     command.envs([("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "containerd")]);
-    let (mut owner, mut output) = begin(&mut command);
-    let mut started = String::new();
-    output.read_line(&mut started).unwrap();
-    assert_eq!(started, "started\n");
+    let (mut owner, _stdin, mut output) = begin(&mut command);
+    assert_eq!(next_line(&mut output), "started\n");
     assert!(manager.recv(&mut [0; 100]).is_err(), "nothing is told");
     owner.kill().unwrap();
     owner.wait().unwrap();
@@ -169,19 +189,25 @@ fn owner(host: &Host) -> Command {
 }
 
 /// Lets it begin.
-fn begin(owner: &mut Command) -> (Child, BufReader<ChildStdout>) {
+fn begin(owner: &mut Command) -> (Child, ChildStdin, BufReader<ChildStdout>) {
     let mut owner = owner.spawn().unwrap();
-    let mut begun = String::new();
     let mut lines = BufReader::new(owner.stdout.take().unwrap());
-    lines.read_line(&mut begun).unwrap();
-    owner.stdin.take().unwrap().write_all(b"\n").unwrap();
-    (owner, lines)
+    assert_eq!(next_line(&mut lines), "begun\n");
+    let mut stdin = owner.stdin.take().unwrap();
+    stdin.write_all(b"\n").unwrap();
+    (owner, stdin, lines)
+}
+
+fn next_line(output: &mut BufReader<ChildStdout>) -> String {
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    line
 }
 
 /// First argument of a process that only makes a jail.
 pub const OWNER: &str = "--make-a-jail";
 
-/// Makes a jail, starts a VMM in it, and waits to be killed.
+/// Makes a jail, starts a VMM in it, and, when it is told to, undoes it; waits to be killed.
 pub fn own(arguments: &[String]) {
     let [dir, runc, vmm] = arguments else {
         panic!("arguments: {arguments:?}");
@@ -190,8 +216,11 @@ pub fn own(arguments: &[String]) {
     println!("begun");
     std::io::stdin().read_line(&mut String::new()).unwrap();
     block_on(async {
-        let _running = host.start().await;
+        let (jail, _vmm, _orders) = host.start().await;
         println!("started");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        println!("closing");
+        jail.close().await;
         std::future::pending::<()>().await;
     });
 }
