@@ -9,7 +9,7 @@ use fc_conformance::vmm::Vmm;
 use serde_json::{Value, json};
 
 use crate::running::{Guest, metrics_until_now, sum};
-use crate::{OnBinary, OnGuest};
+use crate::{OnBinary, OnGuest, drives};
 
 /// Cases without a guest, with the device they need.
 pub const BEFORE_START: &[(&str, Kind, OnBinary)] = &[
@@ -320,12 +320,13 @@ fn drive_limit(guest: &mut Guest) {
         guest.vmm.accept("PATCH", "/drives/ro", &body);
     };
     let read = |guest: &mut Guest| {
-        guest.wait_for("cat /sys/block/vdb/size", "4096");
+        drives::wait_for_sectors(guest, "vdb", 4096);
         guest.shell("echo 3 > /proc/sys/vm/drop_caches");
         let start = Instant::now();
         assert_eq!(guest.shell("cat /dev/vdb | wc -c"), SIZE.to_string());
         start.elapsed()
     };
+    drives::attach_image(guest);
     let before = read(guest);
     let least = 3 * before + Duration::from_secs(2);
     // A second's worth comes at once.

@@ -69,6 +69,22 @@ fn path_of(guest: &Guest, id: &str) -> Value {
     drive.unwrap_or_else(|| panic!("no {id} in {config}"))["path_on_host"].clone()
 }
 
+/// Puts the image behind the read-only drive, whatever case ran before, if any.
+pub fn attach_image(guest: &mut Guest) {
+    patch(guest, "ro", "image");
+    wait_for_sectors(guest, "vdb", 4096);
+}
+
+/// Puts the disk behind the writable drive, and has the guest write to it.
+fn write_hello(guest: &mut Guest) {
+    patch(guest, "rw", "disk");
+    wait_for_sectors(guest, "vdc", 2048);
+    assert_eq!(
+        guest.shell("printf hello > /dev/vdc && sync && echo written"),
+        "written"
+    );
+}
+
 /// Waits until the guest has noticed a disk's new size.
 pub fn wait_for_sectors(guest: &mut Guest, disk: &str, sectors: u64) {
     guest.wait_for(&format!("cat /sys/block/{disk}/size"), &sectors.to_string());
@@ -100,8 +116,7 @@ fn patch_read_only(guest: &mut Guest) {
     assert_eq!(path_of(guest, "ro"), "stub.attached");
     patch(guest, "ro", "stub");
     wait_for_sectors(guest, "vdb", 1);
-    patch(guest, "ro", "image");
-    wait_for_sectors(guest, "vdb", 4096);
+    attach_image(guest);
 }
 
 fn patch_writable(guest: &mut Guest) {
@@ -111,10 +126,7 @@ fn patch_writable(guest: &mut Guest) {
         guest.shell("head -c 4 /dev/vdc; tail -c 4 /dev/vdc"),
         "DDDDDDDD"
     );
-    assert_eq!(
-        guest.shell("printf hello > /dev/vdc && sync && echo written"),
-        "written"
-    );
+    write_hello(guest);
     for (path, sectors) in [("stub2", 1), ("disk", 2048)] {
         patch(guest, "rw", path);
         wait_for_sectors(guest, "vdc", sectors);
@@ -123,6 +135,8 @@ fn patch_writable(guest: &mut Guest) {
 }
 
 fn patch_missing(guest: &mut Guest) {
+    attach_image(guest);
+    write_hello(guest);
     let update = "Drive config error: Unable to patch the block device: ";
     for id in ["ro", "rw"] {
         let body = json!({ "drive_id": id, "path_on_host": "missing" });
@@ -160,7 +174,7 @@ fn patch_of_nothing(guest: &mut Guest) {
 }
 
 fn files_stay(guest: &mut Guest) {
-    assert_eq!(guest.shell("sync; echo done"), "done");
+    write_hello(guest);
     let read = |name: &str| fs::read(guest.directory.path().join(name)).unwrap();
     let disk = read("disk");
     assert_eq!(disk.len(), DISK);

@@ -90,8 +90,7 @@ fn patch_drive(guest: &mut Guest) {
     assert_eq!(guest.vmm.state(), "Paused");
     resume(&guest.vmm);
     drives::wait_for_sectors(guest, "vdb", 1);
-    drives::patch(guest, "ro", "image");
-    drives::wait_for_sectors(guest, "vdb", 4096);
+    drives::attach_image(guest);
 }
 
 /// A connection from before stays, and there can be new ones.

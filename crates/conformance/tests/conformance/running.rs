@@ -79,11 +79,16 @@ impl Guest {
         self.vmm.shell(command)
     }
 
-    /// Waits in the guest until a shell command prints `expected`.
+    /// Waits in the guest until a shell command prints `expected`; at most for so long that the other cases have the
+    /// shell again if it never does.
+    ///
+    /// # Panics
+    /// It printed something else until then.
     pub fn wait_for(&mut self, command: &str, expected: &str) {
-        self.shell(&format!(
-            "until [ \"$({command})\" = '{expected}' ]; do sleep 0.1; done"
+        let printed = self.shell(&format!(
+            "n=0; until [ \"$({command})\" = '{expected}' ] || [ $n = 600 ]; do n=$((n + 1)); sleep 0.1; done; {command}"
         ));
+        assert_eq!(printed, expected, "{command}");
     }
 }
 

@@ -46,8 +46,7 @@ fn vsock_against_drive(guest: &mut Guest) {
         to_guest.min(from_guest) >= drive * SHARE,
         "vsock does less than {SHARE} of what a drive does"
     );
-    drives::patch(guest, "ro", "image");
-    drives::wait_for_sectors(guest, "vdb", 4096);
+    drives::attach_image(guest);
 }
 
 /// Listens on a port of the host for one connection, and runs the guest's side of it.
