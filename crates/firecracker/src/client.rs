@@ -31,7 +31,7 @@ pub const BOOT_BOUND: Duration = Duration::from_secs(30);
 pub const DISK_BOUND: Duration = Duration::from_secs(30);
 
 /// How long a VMM whose connection broke is given to be seen ending.
-const END_BOUND: Duration = Duration::from_secs(2);
+const END_BOUND: Duration = Duration::from_secs(10);
 
 /// Longest answer in bytes; the metadata and the whole configuration are the long ones.
 const MAX_ANSWER: usize = 1 << 20;

@@ -18,8 +18,8 @@ use fc_proto::ttrpc::Error as RpcError;
 use crate::client;
 use queue::Queue;
 
-/// How long containerd may take over one event.
-const FORWARD_BOUND: Duration = Duration::from_secs(5);
+/// How long containerd may take over one event. One that it answers later is sent twice.
+const FORWARD_BOUND: Duration = Duration::from_secs(30);
 /// Attempts at an event, each over a new connection, when it is not the connection that fails.
 const ATTEMPTS: u32 = 3;
 /// Pauses between attempts to reach a containerd that is away.
@@ -273,7 +273,7 @@ mod tests {
         }
         let mut length = events.queue.length();
         let empty = length.wait_for(|length| *length == 0);
-        let empty = tokio::time::timeout(Duration::from_secs(10), empty).await;
+        let empty = tokio::time::timeout(Duration::from_secs(60), empty).await;
         empty.expect("an event keeps others back").unwrap();
     }
 

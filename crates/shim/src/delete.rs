@@ -33,10 +33,10 @@ use crate::stopped;
 /// Exit status of a task that was not seen to end: as if killed.
 const KILLED: u32 = 128 + 9;
 const SIGKILL: u32 = 9;
-/// Bound on each call to a shim that lives.
-const CALL_BOUND: Duration = Duration::from_secs(3);
+/// Bound on each call to a shim that lives. containerd has a bound on all of `delete`, 5 s if nothing else is configured.
+const CALL_BOUND: Duration = Duration::from_secs(10);
 /// How long a shim that does not answer any more may take to end.
-const ENDING_BOUND: Duration = Duration::from_secs(3);
+const ENDING_BOUND: Duration = Duration::from_secs(10);
 
 /// Why something could not be cleaned up.
 #[derive(Debug, thiserror::Error)]

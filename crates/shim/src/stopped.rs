@@ -8,7 +8,7 @@ use crate::args::Args;
 use crate::start;
 
 /// How long containerd may take over the event.
-const BOUND: Duration = Duration::from_secs(2);
+const BOUND: Duration = Duration::from_secs(5);
 
 /// Tells containerd that the VM is no more. (Its tasks' ends containerd publishes itself.)
 pub async fn tell(args: &Args, vm_id: &str) {

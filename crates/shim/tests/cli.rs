@@ -29,7 +29,7 @@ use fc_vm::state::{self, State};
 use serde_json::json;
 
 /// Bounds every wait for something that must come.
-const BOUND: Duration = Duration::from_secs(10);
+const BOUND: Duration = Duration::from_secs(60);
 
 /// A bundle and a configuration of their own.
 struct Fixture {

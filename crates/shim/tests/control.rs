@@ -22,7 +22,7 @@ use fc_vm::process::ProcessId;
 use serde_json::json;
 
 /// Bound on waiting for what may never come.
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_secs(120);
 
 /// A shim whose VM nobody asked for yet.
 struct Shim {

@@ -13,9 +13,10 @@ use crate::unix;
 /// Time between two attempts of [`connect_retry`], start to start.
 pub const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long one attempt of [`connect_retry`] may take: a request sent to a guest whose driver is not up yet is
-/// never answered.
-const ATTEMPT_BOUND: Duration = Duration::from_secs(1);
+/// How long the first attempt of [`connect_retry`] may take that is not answered, and the longest of all: a request
+/// sent to a guest whose driver is not up yet is never answered, and one on a busy host may be late. Each is given twice
+/// the time of the one before.
+const ATTEMPT_BOUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(16)];
 
 /// Longest reply: `OK 4294967295` and the newline.
 const MAX_REPLY: usize = 14;
@@ -92,9 +93,10 @@ pub async fn connect_retry(
     deadline: Instant,
 ) -> Result<UnixStream, ConnectError> {
     let mut before = None;
+    let [mut patience, longest] = ATTEMPT_BOUNDS;
     loop {
         let start = Instant::now();
-        let bound = start + ATTEMPT_BOUND;
+        let bound = start + patience;
         let error = match connect(uds, port, deadline.min(bound)).await {
             Ok(stream) => return Ok(stream),
             Err(ConnectError::TimedOut { .. }) if deadline < bound => {
@@ -102,6 +104,9 @@ pub async fn connect_retry(
             }
             Err(error) => error,
         };
+        if matches!(error, ConnectError::TimedOut { .. }) {
+            patience = (patience * 2).min(longest);
+        }
         let again = start + RETRY_INTERVAL;
         match error {
             ConnectError::GuestRefused { .. } | ConnectError::TimedOut { .. }

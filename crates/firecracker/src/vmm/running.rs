@@ -17,7 +17,7 @@ use crate::{Client, FifoTail, Tail, readiness};
 pub(super) const DROP_BOUND: Duration = KILL_BOUND;
 
 /// How long a killed process may take to end. It takes milliseconds, unless the kernel cannot let go of it.
-const KILL_BOUND: Duration = Duration::from_secs(5);
+const KILL_BOUND: Duration = Duration::from_secs(15);
 
 /// A running VMM process. It is killed when this is dropped; one that was launched here is also killed by the kernel
 /// when this process dies.
@@ -149,7 +149,7 @@ impl Vmm {
     /// Ends the process: SIGTERM, and SIGKILL if it is still there after `grace`.
     ///
     /// # Errors
-    /// [`StopError`] if it is still there 5 s after that.
+    /// [`StopError`] if it is still there 15 s after that.
     pub async fn stop(&self, grace: Duration) -> Result<VmmEnd, StopError> {
         self.process.signal(Signal::TERM);
         if let Ok(end) = timeout(grace, self.exit.wait()).await {

@@ -13,7 +13,7 @@ use fc_client::{
 use fc_test_host::write_program;
 
 /// For what happens at once, unless something is wrong or the host is very busy.
-pub const BOUND: Duration = Duration::from_secs(30);
+pub const BOUND: Duration = Duration::from_secs(60);
 
 /// A command whose program is the shell script `body`.
 fn command(dir: &Path, body: &str) -> VmmCommand {

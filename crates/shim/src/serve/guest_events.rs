@@ -20,8 +20,9 @@ use translate::{News, Refused, translate};
 
 /// How long a VMM may live on after its guest's agent vanished.
 const ORPHAN_BOUND: Duration = Duration::from_secs(2);
-/// How long an event may take that was received when the VM ended.
-const LAST_EVENT_BOUND: Duration = Duration::from_millis(500);
+/// How long an event may take that was received when the VM ended: after that the ends of its processes are told as if
+/// they had been killed.
+const LAST_EVENT_BOUND: Duration = Duration::from_secs(5);
 /// Pauses after the guest's agent answered that it has no event for us now.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
 
@@ -42,6 +43,7 @@ pub async fn follow(shim: Arc<Shim>, running: Arc<Running>) {
                 let said = excerpt(&status.message);
                 if has_no_events(&status) {
                     tracing::warn!("The guest gives no events: {said}");
+                    running.set_without_events();
                     return;
                 }
                 // The ends of its tasks come this way: whatever it was, the next may be one.

@@ -63,10 +63,8 @@ async fn live(shim: Arc<Shim>, spec: Result<VmSpec, SpecError>, origin: Origin) 
         ..VMStart::default()
     };
     shim.events.publish(TOPIC_VM_START, "VMStart", &event);
-    let running = Arc::new(Running {
-        ports: ports(&machine),
-        machine,
-    });
+    let ports = ports(&machine);
+    let running = Arc::new(Running::new(machine, ports));
     let _ = shim.came_up.set(now_ns());
     shim.set_phase(Phase::Running(Arc::clone(&running)));
     let events = tokio::spawn(guest_events::follow(

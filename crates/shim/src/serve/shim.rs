@@ -74,6 +74,31 @@ pub struct Running {
     pub machine: Machine,
     /// Ports for processes' streams.
     pub ports: Ports,
+    /// True once it is known that the agent gives no events.
+    without_events: watch::Sender<bool>,
+}
+
+impl Running {
+    /// A VM whose agent answers.
+    pub fn new(machine: Machine, ports: Ports) -> Self {
+        Self {
+            machine,
+            ports,
+            without_events: watch::Sender::new(false),
+        }
+    }
+
+    /// The agent gives no events.
+    pub fn set_without_events(&self) {
+        self.without_events.send_replace(true);
+    }
+
+    /// Waits until it is known that the agent gives no events.
+    pub async fn no_events(&self) {
+        let mut without = self.without_events.subscribe();
+        // The sender lives as long as `self`.
+        let _ = without.wait_for(|without| *without).await;
+    }
 }
 
 impl Shim {

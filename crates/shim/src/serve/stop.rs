@@ -23,13 +23,16 @@ pub const SHUTDOWN_BOUND: Duration = Duration::from_millis(2500);
 /// How long clients may keep their connections after the shim's work is done: those that have their last
 /// answer yet to read close them, and containerd keeps its own for as long as it has a task here.
 pub const LAST_ANSWER_BOUND: Duration = Duration::from_millis(500);
-/// How long containerd may take over the last events, which are lost with the shim. Less than who asked for the VM's
-/// end waits for the shim's.
-pub const FLUSH_BOUND: Duration = Duration::from_secs(5);
+/// How long containerd may take over the last events, which are lost with the shim. With [`DELETE_BOUND`] less than who
+/// asked for the VM's end, or starts its successor, waits for the shim's.
+pub const FLUSH_BOUND: Duration = Duration::from_secs(10);
 /// How long containerd may take to say Shutdown after a task's end.
 const SHUTDOWN_EXPECTED_BOUND: Duration = Duration::from_secs(10);
-/// How long tasks of a VM that has ended may stay to be deleted.
-const DELETE_BOUND: Duration = Duration::from_secs(2);
+/// How long tasks of a VM that has ended may stay to be deleted. A client that comes later gets an error in place of
+/// their exit status.
+const DELETE_BOUND: Duration = Duration::from_secs(10);
+/// How long a Create whose VM has failed may take until it is answered: it may be preparing an image.
+const CREATE_BOUND: Duration = Duration::from_secs(60);
 /// How long the reason of a failed start is kept for somebody to ask.
 const FAILURE_BOUND: Duration = Duration::from_secs(20);
 
@@ -146,7 +149,7 @@ pub async fn after_failure(shim: &Arc<Shim>, error: StartError, origin: Origin) 
         let _ = tokio::time::timeout(FAILURE_BOUND, shim.failure_told()).await;
     }
     shim.tasks.close();
-    let _ = tokio::time::timeout(DELETE_BOUND, shim.tasks.empty()).await;
+    let _ = tokio::time::timeout(CREATE_BOUND, shim.tasks.empty()).await;
     // Once only: a directory that is there now is another shim's.
     if !cleaned {
         clean(shim).await;

@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// How long a reader may read nothing, although there is something, before it is taken for one that never will.
-const READER_BOUND: Duration = Duration::from_secs(5);
+pub(super) const READER_BOUND: Duration = Duration::from_secs(10);
 /// How long the guest may be silent although it owes something: its VMM may hardly get to run.
-const OWED_BOUND: Duration = Duration::from_secs(10);
+const OWED_BOUND: Duration = Duration::from_secs(30);
 /// How long the guest may be silent before what an ended process said is taken to be here, although its stream is
 /// open still: a child that lives on may have it. For who cannot tell how much was said.
-const GUEST_BOUND: Duration = Duration::from_millis(500);
+const GUEST_BOUND: Duration = Duration::from_secs(2);
 /// How long it may take when the guest cannot tell how much was said: it could go on for ever.
 const TOTAL_BOUND: Duration = Duration::from_secs(30);
 /// Most bytes that a guest may owe when its process ends: more than all buffers in between hold.

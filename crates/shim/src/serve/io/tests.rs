@@ -130,8 +130,9 @@ async fn output_that_nobody_reads_is_given_up() {
     assert!(writer.await.unwrap().is_err());
 }
 
-/// What fits the FIFO is no reason to wait for a reader.
-#[tokio::test(start_paused = true)]
+/// What fits the FIFO is no reason to wait for a reader. (For a moment there can be one: a process that another test is
+/// just starting has a copy of the FIFO's descriptor.)
+#[tokio::test]
 async fn little_output_that_nobody_reads_is_not_waited_for() {
     let fixture = Fixture::new();
     let (io, mut guest, _) = with_stdout(&fixture).await;
@@ -140,7 +141,7 @@ async fn little_output_that_nobody_reads_is_not_waited_for() {
     io.process_ended(None);
     let begin = tokio::time::Instant::now();
     io.delivery().finished().await;
-    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert!(begin.elapsed() < delivery::READER_BOUND);
 }
 
 /// A client may close its end when it learns of the process's: not before it has read everything.

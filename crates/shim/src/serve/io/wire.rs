@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::IoError;
 
 /// How long an old agent may take to listen.
-const DIAL_BOUND: Duration = Duration::from_secs(5);
+const DIAL_BOUND: Duration = Duration::from_secs(30);
 
 /// Listens on a port where the guest can connect to it.
 pub type Listen = Box<dyn Fn(u32) -> io::Result<fc_vsock::Listener> + Send + Sync>;

@@ -101,26 +101,28 @@ mod tests {
     #[test]
     fn a_trickle_ends() {
         let (mut ours, mut theirs) = pair(100, 100);
+        let (begun, has_begun) = std::sync::mpsc::channel();
         let sender = std::thread::spawn(move || {
-            let mut sent = 0;
             while theirs.write_all(b"x").is_ok() {
-                sent += 1;
+                // Waited for once.
+                let _ = begun.send(());
                 // The trickle itself: slower than a thousand bytes in a tenth of a second.
                 std::thread::sleep(Duration::from_millis(1));
             }
-            sent
         });
+        has_begun.recv().unwrap();
         let error = io::copy(&mut ours, &mut io::sink()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(ours);
-        assert!(sender.join().unwrap() > 0);
+        sender.join().unwrap();
     }
 
     #[test]
     fn the_readers_own_time_does_not_count() {
         let (mut ours, mut theirs) = pair(60_000, 50);
         theirs.write_all(&[1; 3000]).unwrap();
-        drop(theirs);
+        // Not by closing it: a process that another test is just starting has a copy.
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
         for _ in 0..3 {
             assert_eq!(ours.read(&mut [0; 1000]).unwrap(), 1000);
             // A disk that is slow.
