@@ -34,7 +34,7 @@ pub const CONTROL_FD_ENV: &str = "FCCONTROL_SOCKET_FD";
 pub const LOCK_FD_ENV: &str = "FIRECRACKER_LOCK_FD";
 
 /// How long a shim that is ending may take until its VM id is free again.
-const ENDING_SHIM_BOUND: Duration = Duration::from_secs(10);
+const ENDING_SHIM_BOUND: Duration = Duration::from_secs(30);
 
 /// What is needed to start a shim.
 #[derive(Debug)]

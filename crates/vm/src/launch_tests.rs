@@ -135,7 +135,7 @@ fn the_log_may_be_a_pipe_of_the_caller() {
 }
 
 fn kill(mut launched: Launched) {
-    launched.shim.kill(Duration::from_secs(10)).unwrap();
+    launched.shim.kill(Duration::from_secs(60)).unwrap();
     launched.child.take().unwrap().wait().unwrap();
 }
 

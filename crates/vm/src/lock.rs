@@ -150,9 +150,13 @@ impl StartLock {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
                 other => other?,
             };
-            // Shared, because others may be looking. It goes again with the file.
+            // Shared, because others may be looking. It goes again at once: a copy of the file, in a process that is
+            // just starting, could keep it.
             match flock(&file, FlockOperation::NonBlockingLockShared) {
-                Ok(()) => Ok(false),
+                Ok(()) => {
+                    flock(&file, FlockOperation::Unlock)?;
+                    Ok(false)
+                }
                 Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
                 Err(e) => Err(e.into()),
             }

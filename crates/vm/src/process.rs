@@ -141,7 +141,7 @@ mod tests {
         other.kill(Duration::from_secs(1)).unwrap();
         assert!(child.try_wait().unwrap().is_none());
         assert!(id.is_alive() && !other.is_alive());
-        id.kill(Duration::from_secs(10)).unwrap();
+        id.kill(Duration::from_secs(60)).unwrap();
         assert!(!child.wait().unwrap().success());
         id.kill(Duration::from_secs(1)).unwrap();
         assert!(id.wait(Duration::ZERO).unwrap());

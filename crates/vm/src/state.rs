@@ -14,7 +14,7 @@ use crate::dir::{STATE, VmDir};
 use crate::process::ProcessId;
 
 /// How long a killed VMM may take to vanish.
-const KILL_BOUND: Duration = Duration::from_secs(5);
+const KILL_BOUND: Duration = Duration::from_secs(15);
 
 /// The record, `state.json` in the VM's directory. A resource is written here before it is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,7 +160,7 @@ impl State {
 /// errors and returns them all. As long as another try may do what failed, the directory stays, with the records
 /// that the try needs. Only for the holder of the VM's shim lock.
 ///
-/// Blocks: for milliseconds, and for up to 20 s when a VMM or its jail does not end.
+/// Blocks: for milliseconds, and for up to 30 s when a VMM or its jail does not end.
 #[must_use]
 pub fn undo(dir: &VmDir) -> Vec<UndoError> {
     // First, because the jail's mounts lie in the directory.

@@ -15,6 +15,8 @@ use super::last_words::{Console, LastLog};
 const EMULATOR: &str = "firecracker-tcg";
 /// How long the VMM may take to end after its guest's agent said that it cannot serve.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long the VMM may take to end after the connection to its guest's agent failed: its end is the better explanation.
+const VMM_END: Duration = Duration::from_secs(10);
 /// How long a copy may take to fail after something else did for want of room: it does at its next write, but a busy
 /// host may not run it at once.
 const COPY_FAILURE: Duration = Duration::from_secs(5);
@@ -45,11 +47,12 @@ pub(super) async fn explain(failure: Failure, vmm: &Vmm) -> BootError {
     match failure {
         Failure::Boot(error) => error,
         Failure::Guest(error) => {
-            let end = tokio::time::timeout(LAST_WORDS, vmm.exited()).await;
             let explained = matches!(
                 error,
                 GuestError::Agent(_) | GuestError::Protocol { .. } | GuestError::Announcement(_)
             );
+            let bound = if explained { LAST_WORDS } else { VMM_END };
+            let end = tokio::time::timeout(bound, vmm.exited()).await;
             match end {
                 Ok(end) if !explained => ended(end),
                 _ => BootError::Guest {

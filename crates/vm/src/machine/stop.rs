@@ -8,7 +8,7 @@ use fc_client::api::InstanceState;
 use super::{GuestError, Machine};
 
 /// How long a killed VMM may take to end.
-const KILL_BOUND: Duration = Duration::from_secs(5);
+const KILL_BOUND: Duration = Duration::from_secs(15);
 /// Longest time between SIGTERM and SIGKILL; a VMM ends at the first at once.
 const TERM_GRACE: Duration = Duration::from_secs(1);
 

@@ -8,7 +8,7 @@ use super::link::Link;
 use super::{Connection, Guest, GuestError};
 
 /// How long a broken connection is tried to be made again.
-const RECONNECT_BOUND: Duration = Duration::from_secs(10);
+const RECONNECT_BOUND: Duration = Duration::from_secs(30);
 /// First and longest time between two attempts: nothing tells when a guest listens again.
 const ATTEMPT_INTERVALS: (Duration, Duration) =
     (Duration::from_millis(10), Duration::from_millis(500));

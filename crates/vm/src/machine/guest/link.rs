@@ -179,7 +179,7 @@ mod tests {
             theirs.write_all(words).await.unwrap();
         });
         let tasks = TaskClient::new(link.client.clone());
-        let context = with_duration(Duration::from_secs(10));
+        let context = with_duration(Duration::from_secs(60));
         let answer = tasks.shutdown(context, &ShutdownRequest::default()).await;
         answer.unwrap_err()
     }

@@ -35,7 +35,7 @@ use crate::timeline::{Timeline, now_ns};
 /// Metadata key under which containerd's namespace travels in ttrpc calls.
 pub const NAMESPACE_KEY: &str = "containerd-namespace-ttrpc";
 /// Bound on setting the clock of a VM that was paused: who resumes it waits for that.
-const CLOCK_BOUND: Duration = Duration::from_secs(2);
+const CLOCK_BOUND: Duration = Duration::from_secs(10);
 
 /// Why the agent cannot be used.
 #[derive(Debug, thiserror::Error)]
