@@ -88,6 +88,7 @@ impl JailError {
                 | Self::Expose(
                     ExposeError::Open { .. }
                         | ExposeError::UnsupportedMode { .. }
+                        | ExposeError::NoFifo(_)
                         | ExposeError::Permissions { .. }
                 )
         )

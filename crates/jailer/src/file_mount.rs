@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags, fstatvfs, mknodat, open};
+use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags, chmod, fstatvfs, mknodat, open};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
 use crate::User;
@@ -38,6 +38,9 @@ pub enum ExposeError {
         /// Its mode.
         mode: u32,
     },
+    /// There is something else where a FIFO should be.
+    #[error("{} is no FIFO", .0.display())]
+    NoFifo(PathBuf),
     /// Not even the file's owner may do with it what the VMM needs to.
     #[error("{} has mode {mode:04o}, by which not even its owner may use it as the jailed VMM must", path.display())]
     Permissions {
@@ -129,13 +132,16 @@ impl FileMounter {
         target: &Path,
         access: Access,
     ) -> Result<(), ExposeError> {
-        let open_error = |source| ExposeError::Open {
-            path: path.to_owned(),
-            source,
-        };
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let file = open(path, flags, Mode::empty()).map_err(|e| open_error(e.into()))?;
-        self.attach_open(&file.into(), path, target, access)
+        self.attach_open(&find(path)?, path, target, access)
+    }
+
+    /// Likewise, for reading and writing, a FIFO, and nothing that somebody has put in its place.
+    pub(crate) fn attach_fifo(&self, path: &Path, target: &Path) -> Result<(), ExposeError> {
+        let file = find(path)?;
+        if !metadata(&file, path)?.file_type().is_fifo() {
+            return Err(ExposeError::NoFifo(path.to_owned()));
+        }
+        self.attach_open(&file, path, target, Access::Write)
     }
 
     /// Shows `file`, which was opened at `path`, as `target`, which must not exist. The path is only for errors.
@@ -175,26 +181,31 @@ impl FileMounter {
         }
     }
 
-    /// A node for the same device, for the jail's user only.
+    /// A node for the same device, for the jail's group only. Not for its user: whoever owns a node may change its mode,
+    /// and write to what was to be read.
     fn make_node(
         &self,
         metadata: &Metadata,
         target: &Path,
         access: Access,
     ) -> Result<(), ExposeError> {
-        let error = |source| ExposeError::Target {
+        let mode = Mode::from_raw_mode(if access == Access::Write {
+            0o660
+        } else {
+            0o440
+        });
+        let make = || -> io::Result<()> {
+            let nobody = Mode::empty();
+            mknodat(CWD, target, FileType::BlockDevice, nobody, metadata.rdev())?;
+            std::os::unix::fs::lchown(target, Some(0), Some(self.user.gid()))?;
+            // Afterwards, as the umask does not count then. Nobody has put a link there: the VMM does not run yet, or sees
+            // the directory as read-only.
+            Ok(chmod(target, mode)?)
+        };
+        make().map_err(|source| ExposeError::Target {
             path: target.to_owned(),
             source,
-        };
-        let mode = Mode::from_raw_mode(if access == Access::Write {
-            0o600
-        } else {
-            0o400
-        });
-        mknodat(CWD, target, FileType::BlockDevice, mode, metadata.rdev())
-            .map_err(|e| error(e.into()))?;
-        std::os::unix::fs::lchown(target, Some(self.user.uid()), Some(self.user.gid()))
-            .map_err(error)
+        })
     }
 
     fn bind(
@@ -303,6 +314,16 @@ pub(crate) fn detach(target: &Path) -> Result<(), ExposeError> {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error(source)),
         _ => Ok(()),
     }
+}
+
+/// The file at `path`, to be looked at and mounted, not to be read.
+fn find(path: &Path) -> Result<File, ExposeError> {
+    let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let file = file.map_err(|errno| ExposeError::Open {
+        path: path.to_owned(),
+        source: errno.into(),
+    })?;
+    Ok(file.into())
 }
 
 fn metadata(file: &File, path: &Path) -> Result<Metadata, ExposeError> {

@@ -261,7 +261,7 @@ impl Jailer for Runc {
         check_name(name)?;
         // The VMM opens its FIFOs for reading and writing, so as not to wait for a reader.
         let target = self.root.path().join(name);
-        self.mounter.attach(host_path, &target, Access::Write)?;
+        self.mounter.attach_fifo(host_path, &target)?;
         Ok(name.to_owned())
     }
 

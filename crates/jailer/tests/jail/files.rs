@@ -349,7 +349,9 @@ fn block_devices(runtime: &Runtime) {
                 .unwrap()
                 .starts_with("disk")
         );
-        assert!(orders.give(&format!("open-rw {root}")).is_err());
+        // Nor can it let itself.
+        assert_eq!(orders.give(&format!("chmod {root}")), Err(libc::EPERM));
+        assert_eq!(orders.give(&format!("open-rw {root}")), Err(libc::EACCES));
         let exposer = jail.exposer();
         for _ in 0..2 {
             let name = exposer
@@ -383,6 +385,12 @@ fn refused(runtime: &Runtime) {
         file(&nobody_s, "", 0o000);
         let error = jail.show(Role::Kernel, &nobody_s).await.unwrap_err();
         assert!(error.to_string().contains("0000"), "{error}");
+        // The VMM may write to a FIFO, and so to what would be in its place.
+        let error = jail.show_fifo("fc-logs.fifo", &nobody_s).await.unwrap_err();
+        assert!(
+            error.to_string().ends_with("nobody-s is no FIFO"),
+            "{error}"
+        );
         assert!(jail.close().await.is_empty());
         host.assert_clean();
     });

@@ -232,7 +232,7 @@ fn system_call(words: &[&str]) -> io::Result<String> {
             "setuid" => i64::from(libc::setuid(0)),
             "setgid" => i64::from(libc::setgid(0)),
             "chown" => i64::from(libc::chown(first, 0, 0)),
-            "chmod" => i64::from(libc::chmod(first, 0o7777)),
+            "chmod" => i64::from(libc::chmod(first, 0o777)),
             "bpf" => {
                 // BPF_MAP_CREATE of an array: type, size of a key and of a value, number of values.
                 let mut attributes = [0_u32; 32];
