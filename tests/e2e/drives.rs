@@ -242,6 +242,12 @@ fn mounts(setup: &Setup, flavor: &Flavor) {
             " /m/{fstype} {fstype} {access}\nhello from {fstype}\n"
         ));
     }
+    // Its file system has the id of the one that it is a copy of.
+    let copy = dir.join("xfs-copy");
+    let mut cp = Command::new("cp");
+    cp.arg("--sparse=always").arg(dir.join("xfs")).arg(&copy);
+    finish(cp).expect(0);
+    drives.push(mount(&copy, "/srv/xfs/copy", "xfs", false));
     drives[0].Options = vec!["noatime".to_owned()];
     controlled.create(&vm("mounts", drives)).expect("CreateVM");
     let mut options = vec!["--annotation", "aws.firecracker.vm.id=mounts"];

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::backend::{BackendError, DrivePatcher, Exposer, GuestMounter, HotPlug};
 use crate::error::{DetachErrors, DriveError};
-use crate::options::with_access;
+use crate::options::for_drive;
 use crate::slots::{
     Detachable, Kind, Role, Slot, SlotId, SlotInfo, SlotUse, Slots, Taken, Unavailable,
 };
@@ -35,7 +35,7 @@ pub struct Attach {
     pub destination: String,
     /// Type of the filesystem in it.
     pub fstype: String,
-    /// Mount options; `rw` or `ro` is added as the slot demands.
+    /// Mount options; `rw` or `ro` is added as the slot demands, and `nouuid` for xfs.
     pub options: Vec<String>,
     /// Who it is for (a container's id): shown to people, and the key of [`Drives::detach_owner`].
     pub owner: String,
@@ -251,7 +251,7 @@ fn checked(request: Attach, writable: bool) -> Result<Attach, DriveError> {
         return Err(DriveError::NotWritable(request.file.path().to_owned()));
     }
     check_size(&request.file)?;
-    let options = with_access(request.options, writable)?;
+    let options = for_drive(&request.fstype, request.options, writable)?;
     Ok(Attach { options, ..request })
 }
 

@@ -161,9 +161,10 @@ fn exhausted(kind: Kind, limit: usize, quarantined: usize) -> String {
 
 /// What the number of containers' drives follows from.
 const CONTAINERS: &str = "ContainerCount when creating the VM, or default_container_count in the runtime's configuration";
-/// And that of images.
-const IMAGES: &str = "ContainerCount or, for volumes, ReadOnlyVolumeSlots when creating the VM, or \
-    default_container_count in the runtime's configuration";
+/// And that of images. A VMM has room for few devices (19 with Firecracker): what more containers' own drives take, images
+/// do not get.
+const IMAGES: &str = "ContainerCount (up to 8: with more, a VM has less room for images) or, for volumes, \
+    ReadOnlyVolumeSlots when creating the VM, or default_container_count in the runtime's configuration";
 
 /// Not the source of the error, so its chain must be part of the text.
 fn besides(undo: Option<&DriveError>) -> String {

@@ -26,15 +26,19 @@ pub fn check_access(options: &[String], writable: bool) -> Result<(), OptionErro
     Ok(())
 }
 
-/// Adds `rw` or `ro` to `options` unless it is there already.
-pub(crate) fn with_access(
+/// Adds to the `options` of a filesystem of type `fstype` what a drive needs: `rw` or `ro`, and for xfs `nouuid`.
+pub(crate) fn for_drive(
+    fstype: &str,
     mut options: Vec<String>,
     writable: bool,
 ) -> Result<Vec<String>, OptionError> {
     check_access(&options, writable)?;
-    let right = word(writable);
-    if !has(&options, right) {
-        options.push(right.into());
+    // One image may be attached twice, and images are copies of others: xfs takes only one of each id otherwise.
+    let unique = (fstype == "xfs").then_some("nouuid");
+    for needed in [Some(word(writable)), unique].into_iter().flatten() {
+        if !has(&options, needed) {
+            options.push(needed.into());
+        }
     }
     Ok(options)
 }
@@ -53,10 +57,8 @@ mod tests {
     use super::*;
 
     fn access(options: &[&str], writable: bool) -> Result<Vec<String>, OptionError> {
-        with_access(
-            options.iter().map(|option| (*option).into()).collect(),
-            writable,
-        )
+        let options = options.iter().map(|option| (*option).into()).collect();
+        for_drive("ext4", options, writable)
     }
 
     #[test]
@@ -65,6 +67,14 @@ mod tests {
         assert_eq!(access(&["noatime"], false).unwrap(), ["noatime", "ro"]);
         assert_eq!(access(&["rw", "noatime"], true).unwrap(), ["rw", "noatime"]);
         assert_eq!(access(&["noatime,rw"], true).unwrap(), ["noatime,rw"]);
+    }
+
+    #[test]
+    fn xfs_is_told_that_ids_may_repeat() {
+        let options = for_drive("xfs", vec!["noatime".into()], false).unwrap();
+        assert_eq!(options, ["noatime", "ro", "nouuid"]);
+        let options = for_drive("xfs", vec!["nouuid,rw".into()], true).unwrap();
+        assert_eq!(options, ["nouuid,rw"]);
     }
 
     #[test]

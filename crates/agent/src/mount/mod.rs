@@ -87,6 +87,8 @@ fn remedy(errno: Errno) -> &'static str {
             "; if its journal has to be replayed, mount it writable once, or read-only with norecovery"
         }
         Errno::EINVAL => "; it may hold another file system, a damaged one, or not know an option",
+        // Only btrfs says so.
+        Errno::EEXIST => "; one of the same id, such as a copy, is mounted in the VM already",
         _ => "",
     }
 }
@@ -178,5 +180,6 @@ mod tests {
         assert!(plain.ends_with("with options [\"ro\"]"), "{plain}");
         assert!(text(Errno::EROFS).contains("norecovery"));
         assert!(text(Errno::EINVAL).contains("another file system"));
+        assert!(text(Errno::EEXIST).contains("the same id"));
     }
 }

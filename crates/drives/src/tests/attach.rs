@@ -55,6 +55,13 @@ async fn the_slot_free_longest_is_used_first_and_images_have_their_own() {
     let image = drives.attach(Kind::ReadOnly, request("d")).await.unwrap();
     assert_eq!(image.drive_id, fc_stub_drive::drive_id("imgstub0"));
 
+    drives.attach(Kind::ReadOnly, request("f")).await.unwrap();
+    let error = drives.attach(Kind::ReadOnly, request("g")).await;
+    let text = error.unwrap_err().to_string();
+    assert!(
+        text.contains("all 2 read-only image drives") && text.contains("up to 8"),
+        "{text}"
+    );
     let error = drives
         .attach(Kind::Writable, request("e"))
         .await
