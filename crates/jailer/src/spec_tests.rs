@@ -81,6 +81,29 @@ fn what_a_jail_decides_is_written_over_and_the_rest_is_kept() {
     );
 }
 
+/// Programs in Go write null for a map or list that they do not have.
+#[test]
+fn null_is_nothing() {
+    let nulls = read(
+        r#"{"annotations": null, "hooks": null, "mounts": null, "root": null,
+            "process": {"user": null, "env": null, "args": null, "rlimits": null, "capabilities": null},
+            "linux": {"namespaces": null, "devices": null, "seccomp": null, "sysctl": null,
+                      "resources": {"cpu": null, "devices": null, "pids": null}}}"#,
+    );
+    let nothing = read(r#"{"process": {}, "linux": {}}"#).unwrap();
+    let mut spec = nulls.unwrap().apply(&overrides()).unwrap();
+    prune(&mut spec);
+    assert_eq!(spec, nothing.apply(&overrides()).unwrap());
+}
+
+/// Takes away what is null.
+fn prune(value: &mut Value) {
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|_, value| !value.is_null());
+        object.values_mut().for_each(prune);
+    }
+}
+
 #[test]
 fn the_network_is_never_the_host_s() {
     let without = read(r#"{"process": {}, "linux": {"namespaces": null}}"#).unwrap();
