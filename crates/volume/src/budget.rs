@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 /// Everything takes up whole blocks, also in an image.
 const BLOCK: u64 = 4 * KIB;
 /// Entries after which measuring ends: only words for a refusal depend on it.
-const MAX_MEASURED: u64 = 100_000;
+const MAX_MEASURED: u64 = 10_000;
 
 /// What one file of `length` bytes, or one directory or link (`0`), takes of the budget.
 pub(crate) fn cost(length: u64) -> u64 {

@@ -138,6 +138,13 @@ impl VmSpec {
         };
         let images = SHARED_PER_CONTAINER * spec.containers;
         spec.shared_slots += images.min(spec.spare_devices());
+        if spec.shared_slots < spec.containers {
+            tracing::warn!(
+                containers = spec.containers,
+                images = spec.shared_slots,
+                "Not all containers can have an image (of overlayfs, say): a VM has room for {DEVICES} devices"
+            );
+        }
         Ok(spec)
     }
 
