@@ -10,8 +10,9 @@ use crate::configure::VERSION;
 use crate::debug;
 use crate::transport::Transport;
 
-/// Bound on the host's taking of the announcement. It listens before the VM starts.
-const BOUND: Duration = Duration::from_secs(5);
+/// Bound on the host's taking of the announcement. It listens before the VM starts; without the announcement it waits
+/// in vain.
+const BOUND: Duration = Duration::from_secs(30);
 
 /// Sends the announcement. A host that does not want it (an old one) finds out in another way.
 pub async fn announce(transport: &Transport, error: Option<String>) {

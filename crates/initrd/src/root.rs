@@ -15,7 +15,7 @@ use crate::uevent::Uevents;
 pub(crate) const NEW_ROOT: &str = "/newroot";
 
 /// The device is there when its driver is loaded; this only bounds the wait for one that never comes.
-const DEVICE_BOUND: Duration = Duration::from_secs(10);
+const DEVICE_BOUND: Duration = Duration::from_secs(30);
 
 /// Why there is no root file system.
 #[derive(Debug, thiserror::Error)]

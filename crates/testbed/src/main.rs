@@ -16,7 +16,7 @@ use fc_testbed::setup::{Setup, SetupError, Started};
 use fc_vm::timeline::now_ns;
 
 /// How long shim and VMM may take to end after `ctr` returned.
-const TEARDOWN_BOUND: Duration = Duration::from_secs(15);
+const TEARDOWN_BOUND: Duration = Duration::from_secs(60);
 
 /// Runs one container in a microVM under a private containerd.
 #[derive(Parser)]

@@ -29,9 +29,9 @@ use point::MountPoint;
 pub use service::DriveService;
 
 /// Bound on a swap's becoming visible in the guest; the host has done it before it calls.
-const SWAP_BOUND: Duration = Duration::from_secs(10);
+const SWAP_BOUND: Duration = Duration::from_secs(30);
 /// Bound on the wait for a device that other mount namespaces are about to let go of.
-const BUSY_BOUND: Duration = Duration::from_secs(5);
+const BUSY_BOUND: Duration = Duration::from_secs(10);
 /// The kernel tells nobody when a block device is let go of, so it is asked this often. `/proc/self/mountinfo` can be
 /// polled, but it is of one's own mount namespace only. An end of the last process in the other one can be waited for,
 /// but the kernel unmounts what that process had at some time after it, and not every holder is a process.

@@ -32,7 +32,7 @@ const UPPER: &str = "disk/upper";
 const STALL_BOUND: Duration = Duration::from_secs(30);
 /// After the last byte, bound on the host's closing of the connection. Ours is closed then, and what
 /// the VMM has not passed on within another two seconds is lost.
-const CLOSE_BOUND: Duration = Duration::from_secs(5);
+const CLOSE_BOUND: Duration = Duration::from_secs(20);
 /// Bytes that are sent at once.
 const BUFFER: usize = 64 * 1024;
 /// Names of skipped files that are told; the others are only counted.

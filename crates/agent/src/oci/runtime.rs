@@ -23,7 +23,7 @@ const KNOWN: [&str; 2] = ["crun", "runc"];
 /// Longest output that is read from a command.
 const MAX_OUTPUT: usize = 1 << 20;
 /// Bound on a terminal's arrival after the command's success.
-const TERMINAL_BOUND: Duration = Duration::from_secs(2);
+const TERMINAL_BOUND: Duration = Duration::from_secs(10);
 
 /// The OCI runtime.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use crate::{debug, say};
 
 /// Bound on the other processes' ends after they were killed with init. A process that the
 /// kernel cannot kill (it waits for a broken disk, say) must not keep init's end a secret.
-const OTHERS_BOUND: Duration = Duration::from_secs(2);
+const OTHERS_BOUND: Duration = Duration::from_secs(10);
 
 /// Follows a container's init to its end.
 pub(super) async fn init(tasks: Arc<Tasks>, container: Arc<Container>, mut process: Watched) {

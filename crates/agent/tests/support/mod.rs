@@ -32,7 +32,7 @@ pub use requests::{exec_request, extra, spec};
 pub use streams::{Ports, Streams, read_to_end, read_until};
 
 /// Nothing in these tests takes long; this ends one that hangs.
-pub const BOUND: Duration = Duration::from_secs(30);
+pub const BOUND: Duration = Duration::from_secs(60);
 
 /// Namespace of all calls.
 pub const NAMESPACE: &str = "test-ns";

@@ -22,7 +22,7 @@ pub const NAMESPACE: &str = "default";
 /// Bound on each call.
 pub const BOUND: Duration = Duration::from_secs(120);
 /// How long the daemon may take to serve.
-const START_BOUND: Duration = Duration::from_secs(10);
+const START_BOUND: Duration = Duration::from_secs(60);
 
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
