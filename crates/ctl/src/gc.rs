@@ -13,7 +13,7 @@ use crate::error::CtlError;
 use crate::host::Host;
 
 /// How long a containerd may take over the events of its VMs' ends.
-const TELL_BOUND: Duration = Duration::from_secs(5);
+const TELL_BOUND: Duration = Duration::from_secs(10);
 
 /// What became of a dead VM's leftovers.
 #[derive(Serialize)]

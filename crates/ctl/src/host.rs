@@ -15,7 +15,7 @@ use crate::error::CtlError;
 use crate::output::Output;
 
 /// How long a shim may take to say how its VM does: it knows without asking anybody.
-const STATUS_BOUND: Duration = Duration::from_secs(3);
+const STATUS_BOUND: Duration = Duration::from_secs(10);
 
 /// What every command needs.
 pub struct Host {

@@ -11,7 +11,7 @@ use crate::host::{Host, status};
 use crate::output::{ago, table};
 
 /// How long all the shims together may take to answer.
-const ANSWERS: Duration = Duration::from_secs(4);
+const ANSWERS: Duration = Duration::from_secs(11);
 
 /// A VM in the list.
 #[derive(Serialize)]
