@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fc_host_file::{Access, HostFile};
@@ -135,7 +136,8 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        sh(&format!("losetup -d {}", self.0), Path::new("/"));
+        // The test's own failure is the one to see.
+        let _ = Command::new("losetup").args(["-d", &self.0]).output();
     }
 }
 
