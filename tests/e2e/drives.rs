@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use fc_proto::control::FirecrackerDriveMount;
 use fc_proto::protobuf::well_known_types::empty::Empty;
 use fc_proto::vm::{ReadRequest, StatusResponse, Stream, VmClient};
+use fc_test_host::in_namespace;
 use fc_testbed::measure::drive_times;
 
 use crate::drives_vm::{Controlled, vm};
@@ -347,19 +348,23 @@ fn pulled_plug(setup: &Setup, flavor: &Flavor) {
     assert!(needs_recovery(&ext4), "the file system was in use");
     let point = dir.join("mounted");
     std::fs::create_dir(&point).expect("a directory");
-    let mut mounted = Command::new("mount");
-    mounted.args(["-o", "loop"]).arg(&ext4).arg(&point);
-    finish(mounted).expect(0);
-    let log = std::fs::read_to_string(point.join("log"));
-    let all_there = (1..=synced).all(|n| {
-        let file = point.join(format!("d{}/{n}", n % 7));
-        std::fs::read_to_string(file).is_ok_and(|text| text == format!("{n}\n"))
+    // Where no process that another test starts takes the mount along into a namespace of its own.
+    let (log, all_there) = in_namespace(|| {
+        let mut mounted = Command::new("mount");
+        mounted.args(["-o", "loop"]).arg(&ext4).arg(&point);
+        finish(mounted).expect(0);
+        let log = std::fs::read_to_string(point.join("log"));
+        let all_there = (1..=synced).all(|n| {
+            let file = point.join(format!("d{}/{n}", n % 7));
+            std::fs::read_to_string(file).is_ok_and(|text| text == format!("{n}\n"))
+        });
+        // Such a process may have a file of it open, until its program runs.
+        let mut unmounted = Command::new("timeout");
+        let until = "until umount \"$0\"; do sleep 0.1; done";
+        unmounted.args(["60", "sh", "-c", until]).arg(&point);
+        finish(unmounted).expect(0);
+        (log, all_there)
     });
-    // A process that another test is just starting may have a file of it open, until its program runs.
-    let mut unmounted = Command::new("timeout");
-    let until = "until umount \"$0\"; do sleep 0.1; done";
-    unmounted.args(["60", "sh", "-c", until]).arg(&point);
-    finish(unmounted).expect(0);
     let log = log.expect("the log");
     let lines: Vec<u64> = log.lines().filter_map(|line| line.parse().ok()).collect();
     assert!(
