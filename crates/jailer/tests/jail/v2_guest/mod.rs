@@ -16,7 +16,7 @@ use crate::host::{self, Runtime};
 use crate::{Test, boot, cost, seccomp};
 
 /// How long the guest may take for all tests. On a machine that does nothing else it is half a minute per runtime.
-const BOUND: Duration = Duration::from_secs(900);
+const BOUND: Duration = Duration::from_secs(1500);
 /// Room for the guest's output, in bytes.
 const OUTPUT: u64 = 4 << 20;
 /// Without PCI and without kernel messages; ends as soon as it panics.
