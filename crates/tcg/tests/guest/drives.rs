@@ -40,10 +40,12 @@ pub fn are_swapped(vmm: &mut Vmm, directory: &Path) {
         "PATCH /drives: median {:?}, longest {:?}",
         took[10], took[19]
     );
-    assert_eq!(
-        vmm.shell("cat /sys/block/vdb/size /sys/block/vdc/size"),
-        "4096 2048"
-    );
+    // The guest's kernel gets round to it a moment later.
+    let sizes = "cat /sys/block/vdb/size /sys/block/vdc/size | tr '\\n' ' '";
+    let noticed = vmm.shell(&format!(
+        "n=0; until [ \"$({sizes})\" = '4096 2048 ' ] || [ $n = 600 ]; do n=$((n + 1)); sleep 0.1; done; {sizes}"
+    ));
+    assert_eq!(noticed, "4096 2048");
     assert_eq!(vmm.shell("head -c 5 /dev/vdc"), "hello");
 
     let disk = fs::read(directory.join("disk")).unwrap();

@@ -19,6 +19,12 @@ const SIZE: usize = 1_000_000;
 /// A bucket of 128 KiB that fills in half a second.
 const BUCKET: usize = 128 << 10;
 
+/// One of this run's eight addresses, of which each tap has a network of four: another run may be under way.
+fn address(number: u32) -> String {
+    let run = std::process::id() % 4096;
+    format!("169.254.{}.{}", 16 + run / 32, run % 32 * 8 + number)
+}
+
 /// Two taps: one as it is, and one with a limiter.
 pub struct Taps {
     plain: String,
@@ -67,9 +73,9 @@ pub fn configure(vmm: &Vmm, taps: &Taps) {
     });
     vmm.ok("PUT", "/network-interfaces/slow", &body);
     // The devices are there while the VMM has them.
-    ip(&format!("addr add 169.254.77.1/30 dev {plain}"));
+    ip(&format!("addr add {}/30 dev {plain}", address(1)));
     ip(&format!("link set {plain} up"));
-    ip(&format!("addr add 169.254.77.5/30 dev {limited}"));
+    ip(&format!("addr add {}/30 dev {limited}", address(5)));
     ip(&format!("link set {limited} up"));
 }
 
@@ -98,21 +104,26 @@ fn send(vmm: &mut Vmm, host: &str) -> Duration {
 
 pub fn carry_traffic(vmm: &mut Vmm, taps: &Taps) {
     assert_eq!(vmm.shell("cat /sys/class/net/eth0/address"), MAC);
-    vmm.shell("ip addr add 169.254.77.2/30 dev eth0 && ip link set eth0 up; echo");
-    vmm.shell("ip addr add 169.254.77.6/30 dev eth1 && ip link set eth1 up; echo");
-    for host in ["169.254.77.1", "169.254.77.5"] {
+    for (interface, number) in [("eth0", 2), ("eth1", 6)] {
+        let address = address(number);
+        vmm.shell(&format!(
+            "ip addr add {address}/30 dev {interface} && ip link set {interface} up; echo"
+        ));
+    }
+    let hosts = [1, 5].map(address);
+    for host in &hosts {
         let ping = format!("ping -c 1 -W 60 {host} | grep -c '1 packets received'");
         assert_eq!(vmm.shell(&ping), "1", "{host}");
     }
-    let plain = send(vmm, "169.254.77.1");
-    let free = send(vmm, "169.254.77.5");
+    let plain = send(vmm, &hosts[0]);
+    let free = send(vmm, &hosts[1]);
 
     let patch = |id: &str, bytes| {
         let limiter = json!({ "bandwidth": { "size": bytes, "refill_time": 500 } });
         json!({ "iface_id": id, "tx_rate_limiter": limiter })
     };
     vmm.ok("PATCH", "/network-interfaces/slow", &patch("slow", BUCKET));
-    let limited = send(vmm, "169.254.77.5");
+    let limited = send(vmm, &hosts[1]);
     println!(
         "sending {SIZE} bytes took {plain:?}; through the relay {free:?}, limited to 256 KiB/s {limited:?}"
     );

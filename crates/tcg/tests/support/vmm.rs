@@ -162,6 +162,11 @@ impl Vmm {
         }
     }
 
+    /// Has the guest run a shell command and waits for no answer: it may end the guest before it could give one.
+    pub fn tell(&mut self, command: &str) {
+        writeln!(self.stdin, "{command}").unwrap();
+    }
+
     /// Runs a shell command in the guest and returns what it printed, line ends as blanks.
     pub fn shell(&mut self, command: &str) -> String {
         let script = format!("echo \"@<$({command})>@\" | tr '\\n' ' '; echo");
