@@ -29,7 +29,7 @@ const MAX_LINE: usize = 512;
 const STACK: usize = 64 * 1024;
 
 /// Bound on the wait for a reader of standard output at the end.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Our ends of the guest's serial line.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use crate::metrics;
 
 /// How much, in bytes, and for how long the rest of a body is taken that is refused.
 const DISCARD_LIMIT: usize = 16 << 20;
-const DISCARD_BOUND: Duration = Duration::from_secs(1);
+const DISCARD_BOUND: Duration = Duration::from_secs(10);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 

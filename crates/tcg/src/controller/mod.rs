@@ -47,7 +47,7 @@ pub enum GuestEnd {
 }
 
 /// How long QEMU's own end is waited for after the vsock device's: it explains more.
-const QEMU_FIRST: Duration = Duration::from_secs(1);
+const QEMU_FIRST: Duration = Duration::from_secs(10);
 
 /// One VM: its configuration, then its guest.
 #[derive(Debug)]
