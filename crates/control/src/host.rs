@@ -29,7 +29,7 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// may have been started just now, with many others.
 const PULSE_BOUND: Duration = Duration::from_secs(10);
 /// How long a shim that takes no connections any more may take to end.
-const ENDING_BOUND: Duration = Duration::from_secs(10);
+const ENDING_BOUND: Duration = Duration::from_secs(30);
 /// How often a VM whose shim just starts or ends is looked for again.
 const CHANGES: u32 = 3;
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 /// Longest line that is taken as one, in bytes.
 const MAX_LINE: u64 = 16 << 10;
 /// How long the log of a shim that has ended may take to be read.
-const END_BOUND: Duration = Duration::from_secs(2);
+const END_BOUND: Duration = Duration::from_secs(10);
 
 /// The last line of a shim's log.
 #[derive(Debug, Clone, Default)]

@@ -16,13 +16,13 @@ use crate::host::{Host, Shim, blocking, detached, validate};
 const DEFAULT_BOUND: Duration = Duration::from_secs(5);
 /// How much longer than the bound of a stop its shim may take: after the bound it kills the VMM, undoes what
 /// the VM uses and tells containerd.
-const SLACK: Duration = Duration::from_secs(15);
+const SLACK: Duration = Duration::from_secs(30);
 /// How long the shim of a VM that is given up may take to end.
-const EXIT_BOUND: Duration = Duration::from_secs(10);
+const EXIT_BOUND: Duration = Duration::from_secs(30);
 /// How long a killed shim may take to end.
-const KILL_BOUND: Duration = Duration::from_secs(5);
+const KILL_BOUND: Duration = Duration::from_secs(15);
 /// How long containerd may take over the event of a VM's end.
-const FLUSH_BOUND: Duration = Duration::from_secs(2);
+const FLUSH_BOUND: Duration = Duration::from_secs(10);
 
 /// See [`Host::stop_vm`].
 pub async fn stop_vm(

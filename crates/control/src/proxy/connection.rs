@@ -24,7 +24,7 @@ const QUEUE: usize = 16;
 const MAX_OPEN: usize = 4096;
 /// How long containerd may take over the last requests of a client that has gone. A shim ends right
 /// after its last event, and containerd forgets a request whose connection has closed.
-const LAST_BOUND: Duration = Duration::from_secs(2);
+const LAST_BOUND: Duration = Duration::from_secs(10);
 
 /// Streams whose requests are not answered yet.
 #[derive(Default)]

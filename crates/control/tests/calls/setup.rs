@@ -20,7 +20,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::mpsc;
 
 /// Bounds every wait for something that must come.
-pub const BOUND: Duration = Duration::from_secs(30);
+pub const BOUND: Duration = Duration::from_secs(120);
 
 /// A directory, the VMs in it, and what their stand-ins say.
 pub struct Setup {
