@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
 };
 
 use crate::User;
@@ -51,7 +51,16 @@ pub(crate) fn make(dir: &Path, user: User) -> Result<(), LayoutError> {
     let root = format!("mode=1770,uid=0,gid={gid},{ROOT_SIZE}");
     tmpfs(dir, ROOT, &root, MountPropagationFlags::PRIVATE)?;
     let drives = format!("mode=0755,{DRIVES_SIZE}");
-    tmpfs(dir, DRIVES, &drives, MountPropagationFlags::SHARED)
+    tmpfs(dir, DRIVES, &drives, MountPropagationFlags::SHARED)?;
+    let state = dir.join(STATE);
+    // A mount of its own, to be detached with what is mounted below: runc 1.1 mounts its own program there for a moment,
+    // and may be killed then.
+    let made = mount_bind(&state, &state)
+        .and_then(|()| mount_change(&state, MountPropagationFlags::PRIVATE));
+    made.map_err(|errno| LayoutError {
+        path: state,
+        source: errno.into(),
+    })
 }
 
 fn tmpfs(
@@ -81,7 +90,7 @@ fn tmpfs(
 /// Removes everything that [`make`] made and what is below, whatever is still mounted. Goes on after errors.
 pub(crate) fn remove(dir: &Path) -> Vec<(PathBuf, io::Error)> {
     let mut errors = Vec::new();
-    for name in [ROOT, DRIVES] {
+    for name in [ROOT, DRIVES, STATE] {
         let path = dir.join(name);
         // Lazily, with all that is mounted below: the last user may not have ended.
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;

@@ -22,6 +22,10 @@ pub const TESTS: &[(&str, Test)] = &[
         close_kills_and_may_be_repeated,
     ),
     ("teardown::the_runtime_is_killed", the_runtime_is_killed),
+    (
+        "teardown::the_runtime_leaves_a_mount",
+        the_runtime_leaves_a_mount,
+    ),
     ("teardown::the_start_is_given_up", the_start_is_given_up),
     ("teardown::the_owner_is_killed", the_owner_is_killed),
     (
@@ -106,6 +110,23 @@ fn the_runtime_is_killed(runtime: &Runtime) {
             assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
             host.assert_clean();
         }
+    });
+}
+
+/// One that is killed while its own program is mounted in its state, as runc 1.1 does for a moment.
+fn the_runtime_leaves_a_mount(runtime: &Runtime) {
+    block_on(async {
+        let host = Host::new(runtime);
+        let jail = host.prepare().await;
+        let left = host.dir.join("runc/vm");
+        fs::create_dir(&left).unwrap();
+        let left = left.join("runc.left");
+        fs::write(&left, "").unwrap();
+        mount_bind(&host.vmm, &left).unwrap();
+        let errors = jail.close().await;
+        assert!(errors.is_empty(), "{errors:?}");
+        assert!(host.vmm.exists());
+        host.assert_clean();
     });
 }
 
