@@ -24,8 +24,8 @@ use crate::qemu::{QemuError, Qmp};
 
 /// Between two looks: nothing tells when the guest programs its timer.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// A guest that has not used the timer for so long does without.
-const GIVE_UP: Duration = Duration::from_secs(120);
+/// A guest that has not used the timer for so long after its start, or its new start, does without.
+const GIVE_UP: Duration = Duration::from_secs(300);
 /// So often is a guest started anew; then the host is so busy that it is left as it is.
 const MAX_RESETS: u32 = 10;
 /// Linux takes 104 ms. What is seen to take longer has measured at least twice too much, or nothing.
@@ -63,7 +63,7 @@ pub(super) async fn watch(qmp: Qmp, running: Arc<Mutex<()>>) {
 }
 
 async fn guard(qmp: &Qmp, running: &Mutex<()>) -> Result<(), QemuError> {
-    let give_up = Instant::now() + GIVE_UP;
+    let mut give_up = Instant::now() + GIVE_UP;
     let mut resets = 0;
     while Instant::now() < give_up {
         sleep(INTERVAL).await;
@@ -96,6 +96,7 @@ async fn guard(qmp: &Qmp, running: &Mutex<()>) -> Result<(), QemuError> {
             Err(QemuError::Timeout { .. }) => {}
             done => done?,
         }
+        give_up = Instant::now() + GIVE_UP;
     }
     Ok(())
 }
