@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use fc_config::Config;
 use fc_rootfs::{DISK_SIZE_ANNOTATION, WRITE_BACK_ANNOTATION};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// Annotation that names the VM a container runs in. Containers with the same value share it.
 pub const VM_ID: &str = "aws.firecracker.vm.id";
@@ -92,9 +92,9 @@ impl BundleError {
 /// The parts of `config.json` that concern the VM.
 #[derive(Debug, Default, Deserialize)]
 pub struct Spec {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     annotations: HashMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     linux: Linux,
     /// The whole file.
     #[serde(skip)]
@@ -103,15 +103,15 @@ pub struct Spec {
 
 #[derive(Debug, Default, Deserialize)]
 struct Linux {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     resources: Resources,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Resources {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     memory: Memory,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     cpu: Cpu,
 }
 
@@ -127,6 +127,15 @@ struct Cpu {
     quota: Option<i64>,
     /// Microseconds.
     period: Option<u64>,
+}
+
+/// As Go's decoder has it, and runc with it: `null` is what is not there.
+fn null_is_absent<'de, T, D>(value: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Option::deserialize(value).map(Option::unwrap_or_default)
 }
 
 /// Size of a VM.
@@ -288,7 +297,15 @@ mod tests {
             memory_mib: 128,
             vcpus: 1,
         };
-        assert_eq!(size("{}").unwrap(), default);
+        for nothing in [
+            "{}",
+            r#"{"annotations":null,"linux":null}"#,
+            r#"{"linux":{"resources":null}}"#,
+            r#"{"linux":{"resources":{"memory":null,"cpu":null}}}"#,
+            r#"{"linux":{"resources":{"memory":{"limit":null},"cpu":{"quota":null,"period":null}}}}"#,
+        ] {
+            assert_eq!(size(nothing).unwrap(), default, "{nothing}");
+        }
         assert_eq!(
             size(r#"{"linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1,"period":100000}}}}"#)
                 .unwrap(),
