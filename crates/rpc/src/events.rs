@@ -14,6 +14,7 @@ use fc_proto::protobuf::well_known_types::any::Any;
 use fc_proto::protobuf::well_known_types::timestamp::Timestamp;
 use fc_proto::protobuf::{self, MessageField, MessageFull};
 use fc_proto::ttrpc::Error as RpcError;
+use tokio::sync::watch;
 
 use crate::client;
 use queue::Queue;
@@ -22,6 +23,8 @@ use queue::Queue;
 const FORWARD_BOUND: Duration = Duration::from_secs(30);
 /// Attempts at an event, each over a new connection, when it is not the connection that fails.
 const ATTEMPTS: u32 = 3;
+/// How long the last events wait for a containerd that is away: one that starts again is there by then.
+const AWAY_BOUND: Duration = Duration::from_secs(5);
 /// Pauses between attempts to reach a containerd that is away.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
@@ -29,6 +32,8 @@ const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)]
 pub struct Events {
     queue: Arc<Queue>,
     namespace: String,
+    /// Whether containerd could not be reached when it was last tried.
+    away: watch::Receiver<bool>,
 }
 
 impl Events {
@@ -36,10 +41,12 @@ impl Events {
     /// first event. Events of the VM itself belong to `namespace`.
     pub fn new(address: PathBuf, namespace: &str) -> Self {
         let queue = Arc::new(Queue::new());
-        tokio::spawn(send_all(Arc::clone(&queue), address));
+        let (set_away, away) = watch::channel(false);
+        tokio::spawn(send_all(Arc::clone(&queue), address, set_away));
         Self {
             queue,
             namespace: namespace.to_owned(),
+            away,
         }
     }
 
@@ -75,11 +82,21 @@ impl Events {
         self.queue.all()
     }
 
-    /// Waits until everything was sent, but no longer than `bound`. Answers whether it was.
+    /// Waits until everything was sent, but no longer than `bound`, and no longer than 5 s for a containerd that is not
+    /// there. Answers whether it was.
     pub async fn flush(&self, bound: Duration) -> bool {
         let mut length = self.queue.length();
-        let empty = length.wait_for(|length| *length == 0);
-        let sent = tokio::time::timeout(bound, empty).await.is_ok();
+        let mut away = self.away.clone();
+        let given_up = async {
+            tokio::time::sleep(AWAY_BOUND).await;
+            let _ = away.wait_for(|away| *away).await;
+        };
+        let sent = tokio::select! {
+            biased;
+            empty = length.wait_for(|length| *length == 0) => empty.is_ok(),
+            () = given_up => false,
+            () = tokio::time::sleep(bound) => false,
+        };
         if !sent {
             tracing::warn!("containerd did not take the last events");
         }
@@ -149,7 +166,7 @@ impl From<RpcError> for SendError {
     }
 }
 
-async fn send_all(queue: Arc<Queue>, address: PathBuf) {
+async fn send_all(queue: Arc<Queue>, address: PathBuf, away: watch::Sender<bool>) {
     let mut length = queue.length();
     let mut client = None;
     let mut pause = RETRY[0];
@@ -161,7 +178,9 @@ async fn send_all(queue: Arc<Queue>, address: PathBuf) {
             }
             continue;
         };
-        if let Err(error) = send(&mut client, &address, event.clone()).await {
+        let sent = send(&mut client, &address, event.clone()).await;
+        away.send_replace(client.is_none());
+        if let Err(error) = sent {
             failed += u32::from(matches!(error, SendError::Call(_)));
             // One event must not keep all others back.
             if !matches!(error, SendError::Refused(_)) && failed < ATTEMPTS {
@@ -289,6 +308,26 @@ mod tests {
         drop(stream);
         let (mut stream, _) = listener.accept().await.unwrap();
         assert_eq!(read(&mut stream).await.1, "/kept");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_containerd_is_waited_for_longer_than_one_that_is_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("containerd.sock");
+        let bound = AWAY_BOUND * 3;
+        let waited = async |address: PathBuf| {
+            let events = Events::new(address, "ns");
+            events.forward(event("/last", 0));
+            let begin = tokio::time::Instant::now();
+            assert!(!events.flush(bound).await);
+            begin.elapsed()
+        };
+        let away = waited(socket.clone()).await;
+        assert!(away >= AWAY_BOUND && away < bound, "{away:?}");
+        // It takes connections and answers nothing.
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let silent = waited(socket).await;
+        assert!(silent >= bound, "{silent:?}");
     }
 
     #[tokio::test]
