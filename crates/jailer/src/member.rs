@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -26,7 +26,8 @@ impl Member {
         };
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Some(Self { pid, pidfd })),
-            Err(Errno::SRCH) => Ok(None),
+            // Invalid is, to older kernels, one that is reaped this very moment.
+            Err(Errno::SRCH | Errno::INVAL) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -46,9 +47,7 @@ impl Member {
 
     /// Whether it has ended, or does so within `bound`.
     pub(crate) fn ends_within(&self, bound: Duration) -> io::Result<bool> {
-        let bound = Timespec::try_from(bound).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut events = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        Ok(poll(&mut events, Some(&bound))? != 0)
+        readable_within(&self.pidfd, bound)
     }
 
     /// Takes its exit status if it has ended and is a child of this process.
@@ -56,5 +55,18 @@ impl Member {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         // It may be somebody else's child.
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
+    }
+}
+
+/// Whether there is something to be read, or will be within `bound`; signals that have handlers meanwhile are no end.
+pub(crate) fn readable_within(fd: &OwnedFd, bound: Duration) -> io::Result<bool> {
+    let begin = Instant::now();
+    loop {
+        let rest = bound.saturating_sub(begin.elapsed());
+        let rest = Timespec::try_from(rest).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&rest)) {
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready? != 0),
+        }
     }
 }

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
+use crate::member::readable_within;
 use crate::run_lock;
 
 /// The file for the first process' id, in the state directory: what a killed runtime leaves of it goes with that.
@@ -296,8 +296,7 @@ fn ended(pid: u32, bound: Duration) -> io::Result<bool> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let bound = Timespec::try_from(bound).map_err(|_| io::ErrorKind::InvalidInput)?;
-    Ok(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&bound))? > 0)
+    readable_within(&pidfd, bound)
 }
 
 /// The end of what is in a pipe now; its writers may still be there, and write on.

@@ -9,12 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::member::Member;
+use crate::member::{Member, readable_within};
 
 /// The lock, to be inherited.
 pub(crate) fn hold(state: &Path) -> io::Result<File> {
@@ -44,8 +43,7 @@ pub(crate) fn wait(state: &Path, bound: Duration) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         }
         let rest = deadline.saturating_duration_since(Instant::now());
-        let rest = Timespec::try_from(rest).map_err(|_| io::ErrorKind::InvalidInput)?;
-        if poll(&mut [PollFd::new(&closed, PollFlags::IN)], Some(&rest))? == 0 {
+        if !readable_within(&closed, rest)? {
             return Ok(false);
         }
         let mut events = [0; 4096];

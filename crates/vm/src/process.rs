@@ -98,7 +98,8 @@ impl ProcessId {
         let Some(pid) = pid else { return Ok(None) };
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(fd) => fd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            // Invalid is, to older kernels, one that is reaped this very moment.
+            Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
         // Compared after opening: the pidfd then surely means the process we looked at.

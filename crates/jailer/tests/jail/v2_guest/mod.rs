@@ -78,7 +78,10 @@ fn result(name: &str) -> Result<(), Failed> {
         &rest[..end]
     });
     let line = line.unwrap_or("The guest did not run this test");
-    Err(format!("{line}\n{}", message.unwrap_or(output)).into())
+    // Quoted line by line: it looks like this program's own output, which others count.
+    let said = message.unwrap_or(output).lines();
+    let quoted: Vec<String> = said.map(|said| format!("guest: {said}")).collect();
+    Err(format!("{line}\n{}", quoted.join("\n")).into())
 }
 
 /// Boots the guest and waits for its end.
