@@ -75,10 +75,15 @@ pub fn attach_image(guest: &mut Guest) {
     wait_for_sectors(guest, "vdb", 4096);
 }
 
-/// Puts the disk behind the writable drive, and has the guest write to it.
-fn write_hello(guest: &mut Guest) {
+/// Puts the disk behind the writable drive.
+fn attach_disk(guest: &mut Guest) {
     patch(guest, "rw", "disk");
     wait_for_sectors(guest, "vdc", 2048);
+}
+
+/// Has the guest write to the disk.
+fn write_hello(guest: &mut Guest) {
+    attach_disk(guest);
     assert_eq!(
         guest.shell("printf hello > /dev/vdc && sync && echo written"),
         "written"
@@ -120,8 +125,7 @@ fn patch_read_only(guest: &mut Guest) {
 }
 
 fn patch_writable(guest: &mut Guest) {
-    patch(guest, "rw", "disk");
-    wait_for_sectors(guest, "vdc", 2048);
+    attach_disk(guest);
     assert_eq!(
         guest.shell("head -c 4 /dev/vdc; tail -c 4 /dev/vdc"),
         "DDDDDDDD"

@@ -150,13 +150,7 @@ fn the_owner_is_killed(runtime: &Runtime) {
     for milliseconds in [0, 2, 5, 10, 20, 30, 40, 60, 100, 200] {
         let host = Host::new(runtime);
         let (mut owner, _stdin, _output) = begin(&mut owner(&host));
-        // The moment is the point of the test; nothing is waited for.
-        std::thread::sleep(Duration::from_millis(milliseconds));
-        owner.kill().unwrap();
-        owner.wait().unwrap();
-        let errors = fc_jailer::undo(&host.dir);
-        assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
-        host.assert_clean();
+        killed_after(milliseconds, &mut owner, &host);
     }
 }
 
@@ -168,14 +162,18 @@ fn the_owner_is_killed_as_it_cleans_up(runtime: &Runtime) {
         assert_eq!(next_line(&mut output), "started\n");
         stdin.write_all(b"\n").unwrap();
         assert_eq!(next_line(&mut output), "closing\n");
-        // The moment is the point of the test; nothing is waited for.
-        std::thread::sleep(Duration::from_millis(milliseconds));
-        owner.kill().unwrap();
-        owner.wait().unwrap();
-        let errors = fc_jailer::undo(&host.dir);
-        assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
-        host.assert_clean();
+        killed_after(milliseconds, &mut owner, &host);
     }
+}
+
+/// The moment is the point; nothing is waited for. All that is left then can be undone.
+fn killed_after(milliseconds: u64, owner: &mut Child, host: &Host) {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let errors = fc_jailer::undo(&host.dir);
+    assert!(errors.is_empty(), "{milliseconds}: {errors:?}");
+    host.assert_clean();
 }
 
 /// It is a part of a service whose manager waits to be told that it is ready: containerd under systemd. The runtime is
